@@ -1,0 +1,130 @@
+"""Pictures to tokens.  B rows   N pictures in a row   H, W pixels   T tokens of a picture   D width"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmjax.core.batch import MODALITIES, Images
+from mmjax.core.dtypes import Dtypes
+from mmjax.core.parameters import declare
+from mmjax.core.tokens import Places, Tokens
+from mmjax.nn.activations import gelu
+from mmjax.nn.attention import Attention
+from mmjax.nn.block import Block
+from mmjax.nn.convs import Conv
+from mmjax.nn.embeddings import LearnedGrid, NoPositions
+from mmjax.nn.feedforward import FeedForward
+from mmjax.nn.linear import Linear, normal
+from mmjax.nn.norms import Identity, LayerNorm
+from mmjax.nn.sizes import with_patch
+from mmjax.nn.stack import Stack
+from mmjax.ops.patches import grid, patchify
+
+
+class PatchStem(nn.Module):
+    """Non-overlapping patches, linearly mapped (ViT, arXiv 2010.11929, equation 1)."""
+
+    patch: int
+    width: int
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
+        h, w = grid(*pixels.shape[1:3], self.patch)
+        x = Linear("btp,pd->btd", (self.width,), self.bias, name="patches")(patchify(pixels, self.patch))
+        return x.reshape(x.shape[0], h, w, self.width)
+
+
+class ConvStem(nn.Module):
+    """Strided convolutions before the tokens: trains faster and from less data than patches (arXiv 2106.14881).
+
+    The picture is first cut into `patch` x `patch` cells (a reshape), then each entry of `widths` is a 3 x 3
+    convolution of stride 2 with norm and activation; the last width is that of the tokens."""
+
+    widths: tuple[int, ...]
+    patch: int = 1
+    norm: nn.Module = LayerNorm()
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
+        h, w = grid(*pixels.shape[1:3], self.patch)
+        x = patchify(pixels, self.patch).reshape(pixels.shape[0], h, w, -1)
+        for i, width in enumerate(self.widths):
+            x = Conv(width, stride=2, name=f"conv_{i}")(x)
+            x = gelu(self.norm.clone(parent=self, name=f"norm_{i}")(x))
+        return x
+
+
+class NoClassToken(nn.Module):
+    """Patches only."""
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return x
+
+
+class ClassToken(nn.Module):
+    """A learned token before the patches."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T1 D"]:
+        token = declare(self, "token", normal(0.02), latents=1, width=x.shape[-1])
+        # Its position is part of itself: adding another learned vector would be the same function.
+        return jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[-1])), x], axis=1)
+
+
+class ViT(nn.Module):
+    """A transformer over the cells of a picture.
+
+    Slots: `stem` (pixels -> grid of vectors), `positions` (added to the grid), `class_token`, `before` and `norm` (norms
+    before and after the stack). Each picture sees only itself; a picture that is not valid yields invalid tokens.
+    Pixels become (x / 255 - mean) / std.
+    """
+
+    stem: nn.Module
+    stack: nn.Module
+    positions: nn.Module = NoPositions()
+    class_token: nn.Module = NoClassToken()
+    before: nn.Module = Identity()
+    norm: nn.Module = LayerNorm()
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    dtypes: Dtypes = Dtypes()
+
+    @classmethod
+    def of(cls, size: str, resolution: int = 224, **slots: object) -> ViT:
+        """A published shape, `"B/16"` (see `mmjax.nn.sizes`), for pictures of `resolution` pixels; `slots` replace parts."""
+        shape, patch = with_patch(size)
+        block = Block(Attention(shape.heads), FeedForward(shape.mlp))
+        side = resolution // patch
+        parts = {
+            "stem": PatchStem(patch, shape.width),
+            "stack": Stack(block, shape.depth),
+            "positions": LearnedGrid((side, side)),
+        }
+        return cls(**(parts | slots))
+
+    @nn.compact
+    def __call__(self, images: Images, *, train: bool = False) -> Tokens:
+        rows, count, height, width, _ = images.pixels.shape
+        pixels = images.pixels.reshape(rows * count, height, width, 3)
+        scale, shift = 1 / (255 * jnp.array(self.std)), jnp.array(self.mean) / jnp.array(self.std)
+        x = self.stem(self.dtypes.enter(pixels.astype(jnp.float32) * scale - shift))
+        cells = x.shape[1:3]
+        x = self.positions(x.reshape(rows * count, -1, x.shape[-1]), cells)
+        x = self.before(self.class_token(x))
+        x = self.norm(self.stack(x, train=train))
+        return Tokens(x.reshape(rows, -1, x.shape[-1]), _places(images, x.shape[1]))
+
+
+def _places(images: Images, tokens: int) -> Places:
+    """Places of `tokens` tokens for each of a row's pictures."""
+
+    def each(flag: Array) -> Array:
+        return jnp.repeat(flag, tokens, axis=1)
+
+    segment = each(jnp.where(images.valid, images.segment, 0))
+    position = jnp.broadcast_to(jnp.tile(jnp.arange(tokens), images.valid.shape[1]), segment.shape)
+    kind = jnp.full_like(segment, MODALITIES.index("image"))
+    return Places(each(images.valid), jnp.zeros_like(segment), segment, position, kind)

@@ -1,0 +1,45 @@
+"""Normalisation over the last dimension, in float32."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from mmjax.core.parameters import declare
+
+
+class LayerNorm(nn.Module):
+    """Zero mean, unit variance, learned scale and offset (arXiv 1607.06450). [... D] -> [... D]."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        mean = jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+        scale = declare(self, "scale", nn.initializers.ones, width=x.shape[-1])
+        bias = declare(self, "bias", nn.initializers.zeros, width=x.shape[-1])
+        return ((wide - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Unit root mean square, learned scale (arXiv 1910.07467). [... D] -> [... D]."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        scale = declare(self, "scale", nn.initializers.ones, width=x.shape[-1])
+        return (wide * jax.lax.rsqrt(power + self.epsilon) * scale).astype(x.dtype)
+
+
+class Identity(nn.Module):
+    """No normalisation: the no-op that stands in a norm's place."""
+
+    def __call__(self, x: Array) -> Array:
+        return x

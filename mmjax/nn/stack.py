@@ -1,0 +1,77 @@
+"""Many blocks as one: parameters stacked over layers, one compiled body, and a choice of what the backward pass keeps.
+
+A scanned stack compiles in constant time and, on CPU, runs faster than unrolled layers. B batch   T tokens   D width
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from mmjax.core.tokens import Places
+
+NAMES = ("qkv", "context", "out", "mlp")
+"""Intermediates of a block that are worth keeping: all products of its matrices (see the checkpoint names there)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepAll:
+    """Keep every intermediate: no recomputation, most memory."""
+
+    def wrap(self, target: Any) -> Any:
+        return target
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepNamed:
+    """Keep the named matrix products and recompute the cheap rest: about 2 % more FLOPs at 40 % of the memory."""
+
+    names: tuple[str, ...] = NAMES
+
+    def wrap(self, target: Any) -> Any:
+        policy = jax.checkpoint_policies.save_only_these_names(*self.names)
+        return nn.remat(target, prevent_cse=False, policy=policy)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepNothing:
+    """Keep only the input of each block: least memory, one more forward pass (arXiv 1604.06174)."""
+
+    def wrap(self, target: Any) -> Any:
+        return nn.remat(target, prevent_cse=False)
+
+
+Keep = KeepAll | KeepNamed | KeepNothing
+
+
+class Stack(nn.Module):
+    """`depth` blocks of the same shape applied in turn."""
+
+    block: nn.Module
+    depth: int
+    keep: Keep = KeepNamed()
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], places: Places | None = None, *, train: bool = False
+    ) -> Float[Array, "B T D"]:
+        if self.depth == 0:
+            return x
+
+        def layer(block: nn.Module, x: Array, places: Places | None) -> tuple[Array, None]:
+            return block(x, places, train=train), None
+
+        scan: Callable[..., Any] = nn.scan(
+            self.keep.wrap(layer),
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scan(self.block, x, places)[0]

@@ -1,0 +1,14 @@
+"""One process, eight virtual CPU devices, one persistent compilation cache: set before JAX starts."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
+
+import jax  # noqa: E402
+
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,0 +1,179 @@
+"""Layers against hand-written formulas, and the properties a stack must keep."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.core.errors import UserError
+from mmjax.core.parameters import Declared, is_declared, unbox
+from mmjax.core.pytrees import flatten_names
+from mmjax.core.tokens import Places, Tokens
+from mmjax.nn.attention import Attention
+from mmjax.nn.block import Block
+from mmjax.nn.embeddings import LearnedGrid, LearnedPositions, SinCosGrid
+from mmjax.nn.feedforward import FeedForward, GatedFeedForward
+from mmjax.nn.linear import Linear
+from mmjax.nn.norms import LayerNorm, RMSNorm
+from mmjax.nn.pooling import AttentionPool, First, Last, Mean
+from mmjax.nn.sizes import SIZES, size_of, with_patch
+from mmjax.nn.stack import KeepAll, KeepNamed, KeepNothing, Stack
+from mmjax.ops.rotary import Rotary
+
+X = np.random.default_rng(0).normal(size=(2, 6, 16)).astype(np.float32)
+
+
+def boxed(module, *inputs, **kw):
+    return module.init({"params": jax.random.key(0)}, *inputs, **kw)
+
+
+def run(module, *inputs, **kw):
+    return module.apply(unbox(boxed(module, *inputs, **kw)), *inputs, **kw)
+
+
+def test_linear_is_the_einsum_it_names_and_declares_its_dimensions():
+    layer = Linear("btd,dhk->bhtk", (4, 8))
+    params = boxed(layer, X)["params"]
+    assert params["kernel"].dims == ("width", "heads", "head_dim") and params["bias"].dims == ("heads", "head_dim")
+    plain = unbox(params)
+    plain["bias"] = jnp.arange(32.0).reshape(4, 8)
+    expected = np.einsum("btd,dhk->bhtk", X, plain["kernel"]) + np.arange(32.0).reshape(4, 1, 8)
+    np.testing.assert_allclose(layer.apply({"params": plain}, X), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_linear_starts_with_unit_variance_and_gain_zero_starts_at_zero():
+    x = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32)
+    assert np.std(run(Linear("bd,de->be", (256,)), x)) == pytest.approx(1, rel=0.05)
+    assert not np.any(run(Linear("bd,de->be", (256,), gain=0.0), x))
+
+
+def test_linear_names_the_equation_when_the_input_does_not_fit():
+    with pytest.raises(UserError, match="btd,dm->btm takes an input of 3 dimensions"):
+        run(Linear("btd,dm->btm", (4,)), X[0])
+
+
+def test_norms():
+    y = run(LayerNorm(), 5 * X + 3)
+    np.testing.assert_allclose(np.mean(y, -1), 0, atol=1e-5)
+    np.testing.assert_allclose(np.std(y, -1), 1, atol=1e-4)
+    np.testing.assert_allclose(np.mean(np.square(run(RMSNorm(), 5 * X)), -1), 1, atol=1e-4)
+    assert run(LayerNorm(), jnp.asarray(X, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_gated_feedforward_is_the_published_product():
+    layer = GatedFeedForward(mlp=32)
+    p = unbox(boxed(layer, X))["params"]
+    gate, up = X @ p["gate"]["kernel"], X @ p["up"]["kernel"]
+    np.testing.assert_allclose(layer.apply({"params": p}, X), (jax.nn.silu(gate) * up) @ p["down"]["kernel"], atol=1e-4)
+    assert run(GatedFeedForward(), X).shape == X.shape
+
+
+def test_grouped_heads_equal_full_heads_with_shared_keys():
+    grouped, full = Attention(heads=4, kv_heads=2), Attention(heads=4)
+    params = unbox(boxed(grouped, X))["params"]
+    wide = {**params}
+    for name in ("key", "value"):
+        wide[name] = {"kernel": jnp.repeat(params[name]["kernel"], 2, axis=1), "bias": jnp.repeat(params[name]["bias"], 2, 0)}
+    np.testing.assert_allclose(grouped.apply({"params": params}, X), full.apply({"params": wide}, X), atol=1e-5)
+
+
+def test_qk_norm_makes_attention_blind_to_the_size_of_queries():
+    layer = Attention(heads=2, qk_norm=RMSNorm(), bias=False)
+    params = unbox(boxed(layer, X))["params"]
+    louder = {**params, "query": {"kernel": 7 * params["query"]["kernel"]}}
+    np.testing.assert_allclose(layer.apply({"params": louder}, X), layer.apply({"params": params}, X), atol=1e-4)
+
+
+def test_rotary_attention_sees_distances_not_positions():
+    layer, places = Attention(heads=2, rotary=Rotary()), Places.all_of("text", 2, 6)
+    params = unbox(boxed(layer, X, places))
+    later = dataclasses.replace(places, position=places.position + 11)
+    np.testing.assert_allclose(layer.apply(params, X, places), layer.apply(params, X, later), atol=1e-5)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(UserError, match="3 heads must divide the width 16"):
+        run(Attention(heads=3), X)
+
+
+@pytest.mark.parametrize("keep", [KeepAll(), KeepNamed(), KeepNothing()], ids=str)
+def test_a_scanned_stack_is_its_blocks_in_turn(keep):
+    stack = Stack(Block(Attention(2), FeedForward(32)), depth=3, keep=keep)
+    params = unbox(boxed(stack, X))["params"]
+    one = Block(Attention(2), FeedForward(32))
+
+    def unrolled(params):
+        x = jnp.asarray(X)
+        for i in range(3):
+            x = one.apply({"params": jax.tree.map(lambda leaf, i=i: leaf[i], params["block"])}, x)
+        return jnp.sum(jnp.sin(x))
+
+    def scanned(params):
+        return jnp.sum(jnp.sin(stack.apply({"params": params}, X)))
+
+    (a, da), (b, db) = jax.value_and_grad(scanned)(params), jax.value_and_grad(unrolled)(params)
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), da, db)
+
+
+def test_layers_of_a_stack_start_different_and_know_their_layer_dimension():
+    params = boxed(Stack(Block(Attention(2)), depth=3), X)["params"]
+    for name, leaf in flatten_names(params, is_leaf=is_declared).items():
+        assert isinstance(leaf, Declared) and leaf.dims[0] == "layers" and leaf.value.shape[0] == 3, name
+    kernel = params["block"]["attention"]["query"]["kernel"].value
+    assert not np.allclose(kernel[0], kernel[1])
+
+
+def test_intermediates_are_captured_per_layer_when_asked():
+    stack = Stack(Block(Attention(2)), depth=3)
+    _, state = stack.apply(unbox(boxed(stack, X)), X, mutable=["intermediates"])
+    shapes = {leaf.shape for leaf in jax.tree.leaves(state["intermediates"])}
+    assert shapes == {(3, *X.shape)}
+
+
+def test_dropout_differs_by_layer_and_is_off_in_evaluation():
+    stack = Stack(Block(Attention(2), FeedForward(32, dropout=0.5)), depth=2)
+    params = unbox(boxed(stack, X))
+    still = stack.apply(params, X)
+    noisy = [stack.apply(params, X, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    assert not np.allclose(noisy[0], noisy[2]) and not np.allclose(noisy[0], still)
+
+
+@pytest.mark.parametrize("pool", [First(), Last(), Mean(), AttentionPool(2)], ids=["first", "last", "mean", "attention"])
+def test_pools_are_blind_to_padding(pool):
+    tokens = Tokens(jnp.asarray(X), Places.all_of("text", 2, 6))
+    params = unbox(boxed(pool, tokens))
+    alone = pool.apply(params, tokens)
+    noise = Tokens(jnp.full((2, 3, 16), 9.0), dataclasses.replace(Places.all_of("text", 2, 3), valid=jnp.zeros((2, 3), bool)))
+    for order in ([tokens, noise], [noise, tokens]):
+        np.testing.assert_allclose(pool.apply(params, Tokens.concat(order)), alone, atol=1e-5)
+
+
+def test_first_and_last_pick_tokens_and_mean_of_nothing_is_zero():
+    places = Places.all_of("text", 2, 6)
+    np.testing.assert_array_equal(run(First(), Tokens(jnp.asarray(X), places)), X[:, 0])
+    np.testing.assert_array_equal(run(Last(), Tokens(jnp.asarray(X), places)), X[:, -1])
+    nothing = dataclasses.replace(places, valid=jnp.zeros((2, 6), bool))
+    assert not np.any(run(Mean(), Tokens(jnp.asarray(X), nothing)))
+
+
+def test_positions_tell_places_apart_and_long_rows_are_refused():
+    position = jnp.broadcast_to(jnp.arange(6), (2, 6))
+    y = run(LearnedPositions(8), jnp.zeros_like(X), position)
+    assert len(np.unique(np.round(np.asarray(y[0]), 6), axis=0)) == 6
+    with pytest.raises(UserError, match="position table has 4 entries; the row has 6"):
+        run(LearnedPositions(4), X, position)
+    grid = run(SinCosGrid(), jnp.zeros((1, 6, 16)), (2, 3))
+    assert len(np.unique(np.round(np.asarray(grid[0]), 6), axis=0)) == 6
+    assert run(LearnedGrid((4, 4)), jnp.zeros((1, 6, 16)), (2, 3)).shape == (1, 6, 16)
+
+
+def test_sizes_are_named_and_typos_get_the_nearest():
+    assert with_patch("B/16") == (SIZES["B"], 16)
+    with pytest.raises(UserError, match="So400m"):
+        size_of("so400")
+    with pytest.raises(UserError, match="SIZE/PATCH"):
+        with_patch("B16")
