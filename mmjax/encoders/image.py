@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from mmjax.core.batch import MODALITIES, Images
 from mmjax.core.dtypes import Dtypes
-from mmjax.core.parameters import declare
+from mmjax.core.parameters import declare, slot
 from mmjax.core.tokens import Places, Tokens
 from mmjax.nn.activations import gelu
 from mmjax.nn.attention import Attention
@@ -38,22 +38,23 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Strided convolutions before the tokens: trains faster and from less data than patches (arXiv 2106.14881).
+    """Convolutions before the tokens: trains faster and from less data than patches (arXiv 2106.14881).
 
-    The picture is first cut into `patch` x `patch` cells (a reshape), then each entry of `widths` is a 3 x 3
-    convolution of stride 2 with norm and activation; the last width is that of the tokens."""
+    The picture is cut into `patch` x `patch` cells (a reshape), then each stage (width, kernel, stride) is a convolution,
+    a norm and a GELU; a stage that keeps the shape is residual. The last width is that of the tokens."""
 
-    widths: tuple[int, ...]
+    stages: tuple[tuple[int, int, int], ...]
     patch: int = 1
-    norm: nn.Module = LayerNorm()
+    norm: nn.Module = slot(LayerNorm)
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         h, w = grid(*pixels.shape[1:3], self.patch)
         x = patchify(pixels, self.patch).reshape(pixels.shape[0], h, w, -1)
-        for i, width in enumerate(self.widths):
-            x = Conv(width, stride=2, name=f"conv_{i}")(x)
-            x = gelu(self.norm.clone(parent=self, name=f"norm_{i}")(x))
+        for i, (width, size, stride) in enumerate(self.stages):
+            y = Conv(width, size, stride, name=f"conv_{i}")(x)
+            y = gelu(self.norm.clone(parent=self, name=f"norm_{i}")(y))
+            x = x + y if y.shape == x.shape else y
         return x
 
 
@@ -84,10 +85,10 @@ class ViT(nn.Module):
 
     stem: nn.Module
     stack: nn.Module
-    positions: nn.Module = NoPositions()
-    class_token: nn.Module = NoClassToken()
-    before: nn.Module = Identity()
-    norm: nn.Module = LayerNorm()
+    positions: nn.Module = slot(NoPositions)
+    class_token: nn.Module = slot(NoClassToken)
+    before: nn.Module = slot(Identity)
+    norm: nn.Module = slot(LayerNorm)
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     dtypes: Dtypes = Dtypes()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mmjax.core.batch import MODALITIES, Text
 from mmjax.core.dtypes import Dtypes
+from mmjax.core.parameters import slot
 from mmjax.core.tokens import Places, Tokens
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block
@@ -28,7 +29,7 @@ class TextEncoder(nn.Module):
     embedding: nn.Module
     stack: nn.Module
     positions: nn.Module
-    norm: nn.Module = LayerNorm()
+    norm: nn.Module = slot(LayerNorm)
     order: Order = bidirectional
     dtypes: Dtypes = Dtypes()
 

@@ -1,4 +1,4 @@
-"""The contrastive head: one space for all modalities.  B batch   D width of a tower   E shared width"""
+"""The contrastive head: one space for all modalities.  B rows   S samples   D width of a tower   E shared width"""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -28,11 +29,12 @@ class Contrastive(nn.Module):
     project_bias: bool = False
 
     @nn.compact
-    def __call__(self, pooled: Mapping[str, Float[Array, "B D"]]) -> dict[str, Any]:
+    def __call__(self, pooled: Mapping[str, Float[Array, "B S D"]]) -> dict[str, Any]:
         embeddings = {}
         for name, x in pooled.items():
-            y = Linear("bd,de->be", (self.dim,), self.project_bias, name=name)(x).astype(jnp.float32)
-            embeddings[name] = y / jnp.maximum(jnp.linalg.norm(y, axis=-1, keepdims=True), 1e-6)
+            y = Linear("bsd,de->bse", (self.dim,), self.project_bias, name=name)(x).astype(jnp.float32)
+            # Not y / norm(y): the gradient of a norm is NaN at 0, where the vector of an absent modality may lie.
+            embeddings[name] = y * jax.lax.rsqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-12))
         log_scale = declare(self, "log_scale", nn.initializers.constant(math.log(self.scale)))
         bias = declare(self, "bias", nn.initializers.constant(self.bias))
         scale = jnp.exp(jnp.minimum(log_scale, math.log(self.max_scale)))

@@ -7,6 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from mmjax.core.errors import UserError
+from mmjax.core.parameters import slot
 from mmjax.core.tokens import Pattern, Places
 from mmjax.nn.linear import Linear
 from mmjax.nn.norms import Identity
@@ -25,7 +26,7 @@ class Attention(nn.Module):
     kv_heads: int | None = None
     head_dim: int | None = None
     bias: bool = True
-    qk_norm: nn.Module = Identity()
+    qk_norm: nn.Module = slot(Identity)
     rotary: Rotary | GridRotary | None = None
     pattern: Pattern = Pattern()
     kernel: Kernel = Auto()

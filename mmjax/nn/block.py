@@ -7,6 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from mmjax.core.layout import constrain
+from mmjax.core.parameters import slot
 from mmjax.core.tokens import Places
 from mmjax.nn.feedforward import FeedForward
 from mmjax.nn.norms import LayerNorm
@@ -17,8 +18,8 @@ class Block(nn.Module):
     ViT and CLIP are the defaults, Llama is RMSNorm, rotary grouped attention and a gated feed-forward."""
 
     attention: nn.Module
-    feedforward: nn.Module = FeedForward()
-    norm: nn.Module = LayerNorm()
+    feedforward: nn.Module = slot(FeedForward)
+    norm: nn.Module = slot(LayerNorm)
     dropout: float = 0.0
 
     @nn.compact

@@ -2,8 +2,8 @@
 
 B rows, E embedding width, K label columns
 
-Gradients of the chunked and ring forms are computed beside the loss (`jax.custom_vjp`), so nothing of size B x B is ever
-kept; the technique is that of Inf-CL (arXiv 2410.17243), with the ring of SigLIP (arXiv 2303.15343, section 3.1).
+Gradients of the chunked and ring forms are computed beside the loss (`jax.custom_vjp`), so nothing of size B x B is
+ever kept; related: Inf-CL (arXiv 2410.17243), and the ring of SigLIP (arXiv 2303.15343, section 3.3).
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class Relation:
     A code below 0 equals no other, its own included.
     """
 
-    same: Int[Array, "B"]
+    same: Int[Array, " B"]
     alike: Int[Array, "B K"]
-    left: Bool[Array, "B"]
-    right: Bool[Array, "B"]
+    left: Bool[Array, " B"]
+    right: Bool[Array, " B"]
 
     @classmethod
     def of(
         cls,
-        left: Bool[Array, "B"],
-        right: Bool[Array, "B"],
-        same: Int[Array, "B"] | None = None,
-        alike: Sequence[Int[Array, "B"]] = (),
+        left: Bool[Array, " B"],
+        right: Bool[Array, " B"],
+        same: Int[Array, " B"] | None = None,
+        alike: Sequence[Int[Array, " B"]] = (),
     ) -> Relation:
         """From who is present, and codes; without `same` each sample matches itself alone."""
         rows = left.shape[0]

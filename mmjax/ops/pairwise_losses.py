@@ -1,6 +1,6 @@
 """Softmax and sigmoid losses over pairs, as visitors of a sweep: what they gather, and their slopes.
 
-B rows, E embedding width, R rows and C columns of a block.   logit = scale * cosine + bias
+B rows, E embedding width, R rows and C columns of a block
 
 A *query* is a row (looking for its columns) or a column (looking for its rows) that has at least one positive.
 """
@@ -23,25 +23,21 @@ FAR = -1e30  # stands for -inf where differences of two of them must stay finite
 
 @record
 class Scalars:
-    """What turns a cosine into a logit."""
+    """What turns a cosine into a logit: scale * cosine + bias, where there is a bias."""
 
     scale: Float[Array, ""]
     bias: Float[Array, ""]
-
-    def logit(self, cosine: Array) -> Array:
-        """scale * cosine + bias."""
-        return self.scale * cosine + self.bias
 
 
 @record
 class Seen:
     """What each query has seen of its candidates so far."""
 
-    nearest: Float[Array, "B"]  # best logit of a positive
-    rival: Float[Array, "B"]  # best logit of a negative
-    positives: Float[Array, "B"]  # how many
-    drawn: Float[Array, "B"]  # sum of the positives' cosines
-    mass: Float[Array, "B"]  # softmax: sum of exp(logit - peak); sigmoid: sum of the pairs' losses
+    nearest: Float[Array, " B"]  # best logit of a positive
+    rival: Float[Array, " B"]  # best logit of a negative
+    positives: Float[Array, " B"]  # how many
+    drawn: Float[Array, " B"]  # sum of the positives' cosines
+    mass: Float[Array, " B"]  # softmax: sum of exp(logit - peak); sigmoid: sum of the pairs' losses
 
     @classmethod
     def nothing(cls, side: Side) -> Seen:
@@ -59,7 +55,7 @@ class Seen:
         return cls(nearest, rival, jnp.sum(block.positive, along, jnp.float32), drawn, jnp.zeros_like(drawn))
 
     @property
-    def peak(self) -> Float[Array, "B"]:
+    def peak(self) -> Float[Array, " B"]:
         """The largest logit that counts."""
         return jnp.maximum(self.nearest, self.rival)
 
@@ -68,7 +64,7 @@ class Seen:
         """Which of them are queries."""
         return self.positives > 0
 
-    def with_mass(self, mass: Float[Array, "B"]) -> Seen:
+    def with_mass(self, mass: Float[Array, " B"]) -> Seen:
         """The same, with another mass."""
         return dataclasses.replace(self, mass=mass)
 
@@ -108,8 +104,8 @@ def no_gradient(side: Side) -> Float[Array, "B E"]:
 class Softmax:
     """InfoNCE in both directions; several positives of a query share its loss equally.
 
-    loss(query) = log sum_{candidates} exp(logit) - mean_{positives} logit. One positive: CLIP (arXiv 2103.00020);
-    several: L_out of supervised contrastive learning (arXiv 2004.11362, eq. 2). The bias cancels.
+    loss(query) = log sum_{candidates} exp(logit) - mean_{positives} logit; a bias would cancel: logit = scale * cosine.
+    One positive: CLIP (arXiv 2103.00020); several: L_out of supervised contrastive learning (arXiv 2004.11362, eq. 2).
     """
 
     def gather(self, sweep: Sweep, left: Side, right: Side, scalars: Scalars) -> tuple[Seen, Seen]:
@@ -130,7 +126,7 @@ class Softmax:
 
     @staticmethod
     def _gather_block(block: Block, rows: Seen, columns: Seen, scalars: Scalars) -> tuple[Seen, Seen]:
-        logit = scalars.logit(block.cosine)
+        logit = scalars.scale * block.cosine
         counted = block.positive | block.negative
 
         def forward(seen: Seen, along: int) -> Seen:
@@ -148,14 +144,14 @@ class Softmax:
         return jnp.where(seen.asks, jnp.log(mass) + seen.peak, -FAR), seen.asks / positives
 
     @staticmethod
-    def _losses(seen: Seen, scalars: Scalars) -> Float[Array, "B"]:
+    def _losses(seen: Seen, scalars: Scalars) -> Float[Array, " B"]:
         norm, share = Softmax._norms(seen)
-        return jnp.where(seen.asks, norm - scalars.logit(seen.drawn * share), 0.0)
+        return jnp.where(seen.asks, norm - scalars.scale * seen.drawn * share, 0.0)
 
     @staticmethod
     def _slope_block(block: Block, rows: Any, columns: Any, scalars: Scalars) -> tuple[Any, Any]:
         (of_left, row_norm, row_share), (of_right, column_norm, column_share) = rows, columns
-        logit = scalars.logit(block.cosine)
+        logit = scalars.scale * block.cosine
         weight = jnp.exp(logit - row_norm[:, None]) + jnp.exp(logit - column_norm)
         slope = jnp.where(block.positive | block.negative, weight, 0.0)
         slope = slope - jnp.where(block.positive, row_share[:, None] + column_share, 0.0)
@@ -188,9 +184,7 @@ class Sigmoid:
 
     @staticmethod
     def _gather_block(block: Block, rows: Seen, columns: Seen, scalars: Scalars) -> tuple[Seen, Seen]:
-        logit = scalars.logit(block.cosine)
-        yes, no = jax.nn.softplus(-logit), jax.nn.softplus(logit)
-        loss = jnp.where(block.positive, yes, jnp.where(block.negative, no, 0.0))
+        logit, loss, _ = Sigmoid._decide(block, scalars)
         seen = Seen.of(block, logit, 1).with_mass(jnp.sum(loss, 1))
         return rows.merge(seen), columns.merge(Seen.of(block, logit, 0))
 
@@ -198,10 +192,19 @@ class Sigmoid:
     def _slope_block(block: Block, rows: Any, columns: Any, scalars: Scalars) -> tuple[Any, Any]:
         (row_seen, of_left, of_bias), (column_seen, of_right) = rows, columns
         row_seen, column_seen = Sigmoid._gather_block(block, row_seen, column_seen, scalars)
-        chance = jax.nn.sigmoid(scalars.logit(block.cosine))
-        slope = 2 * jnp.where(block.positive, chance - 1, jnp.where(block.negative, chance, 0.0))
+        slope = Sigmoid._decide(block, scalars)[2]
         left, right = block.pull(slope)
         return (row_seen, of_left + left, of_bias + jnp.sum(slope, 1)), (column_seen, of_right + right)
+
+    @staticmethod
+    def _decide(block: Block, scalars: Scalars) -> tuple[Array, Array, Array]:
+        """Logit, loss and slope of each pair; the slope is that of twice the loss (row's and column's)."""
+        logit = scalars.scale * block.cosine + scalars.bias
+        wrong = jnp.where(block.positive, -logit, logit)  # how strongly the logit says the wrong thing
+        counted, small = block.positive | block.negative, jnp.exp(-jnp.abs(wrong))
+        loss = jnp.where(counted, jnp.maximum(wrong, 0.0) + jnp.log1p(small), 0.0)
+        chance = jnp.where(wrong > 0, 1.0, small) / (1.0 + small)  # sigmoid(wrong)
+        return logit, loss, jnp.where(counted, jnp.where(block.positive, -2.0, 2.0) * chance, 0.0)
 
 
 def accuracy(seen: Seen) -> Mean:

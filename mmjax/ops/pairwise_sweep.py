@@ -29,9 +29,9 @@ class Side:
     """One side of the pairs: embeddings, and what says how each relates to the other side's."""
 
     x: Float[Array, "B E"]
-    same: Int[Array, "B"]
+    same: Int[Array, " B"]
     alike: Int[Array, "B K"]
-    valid: Bool[Array, "B"]
+    valid: Bool[Array, " B"]
 
 
 @record

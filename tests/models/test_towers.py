@@ -15,12 +15,17 @@ from mmjax.core.errors import UserError
 from mmjax.core.parameters import unbox
 from mmjax.core.pytrees import element_count
 from mmjax.core.tokens import Places, Tokens
-from mmjax.encoders.image import ClassToken, ConvStem, ViT
+from mmjax.encoders.image import ClassToken, ConvStem, PatchStem, ViT
 from mmjax.encoders.text import TextEncoder
 from mmjax.heads.contrastive import Contrastive
 from mmjax.models.towers import Tower, Towers
+from mmjax.nn.attention import Attention
+from mmjax.nn.block import Block
+from mmjax.nn.embeddings import NoPositions
 from mmjax.nn.linear import Linear
+from mmjax.nn.norms import LayerNorm
 from mmjax.nn.pooling import AttentionPool, First, Last, Mean
+from mmjax.nn.stack import Stack
 from mmjax.ops.masks import causal
 
 SPEC = Batch.spec(4, text=12, image=(1, 32, 32))
@@ -93,22 +98,47 @@ def test_an_absent_picture_changes_nothing_for_others_and_is_said_so(model):
 def test_several_pictures_of_a_row_share_one_vector():
     towers = Towers(image=Tower(ViT.of("mu/16", 32)), head=Contrastive(8))
     batch = Batch.fake(Batch.spec(3, image=(2, 32, 32)), 1)
-    both = batch.replace(image=dataclasses.replace(batch.image, valid=np.ones((3, 2), bool), segment=np.ones((3, 2), np.int32)))
+    both = batch.replace(
+        image=dataclasses.replace(batch.image, valid=np.ones((3, 2), bool), segment=np.ones((3, 2), np.int32))
+    )
     params = unbox(towers.init({"params": jax.random.key(0)}, both))
     pooled = towers.apply(params, both)["pooled"]["image"]
     single = [
-        towers.apply(params, both.replace(image=jax.tree.map(lambda x, i=i: x[:, i : i + 1], both.image)))["pooled"]["image"]
+        towers.apply(params, both.replace(image=jax.tree.map(lambda x, i=i: x[:, i : i + 1], both.image)))["pooled"][
+            "image"
+        ]
         for i in (0, 1)
     ]
     np.testing.assert_allclose(pooled, (single[0] + single[1]) / 2, atol=1e-5)
 
 
-def test_a_batch_without_a_known_modality_and_a_packed_one_are_refused(model):
+def test_a_batch_without_a_known_modality_is_refused(model):
     _, params, _ = model
     with pytest.raises(UserError, match="the towers know text, image; the batch has audio"):
         tiny().apply(params, Batch.fake(Batch.spec(2, audio=(1, 50, 16000)), 0))
-    with pytest.raises(UserError, match="one sample per row; this batch packs up to 2"):
-        tiny().apply(params, Batch.fake(Batch.spec(2, samples=2, text=12), 0))
+
+
+def test_packed_samples_get_the_vectors_they_have_alone(model):
+    _, params, _ = model
+    packed = Batch.fake(Batch.spec(3, samples=2, text=12, image=(2, 32, 32)), 0)
+    out = tiny().apply(params, packed)["embeddings"]
+    for row, sample in np.ndindex(3, 2):
+        alone = Batch.fake(Batch.spec(1, text=12, image=(1, 32, 32)), 0)
+        mine = packed.text.segment[row] == sample + 1
+        text = {
+            name: np.pad(getattr(packed.text, name)[row][mine], (0, 12 - mine.sum()))[None]
+            for name in ("ids", "block", "position", "loss")
+        }
+        segment = (np.arange(12) < mine.sum())[None].astype(np.int32)
+        alone = alone.replace(text=dataclasses.replace(alone.text, segment=segment, **text))
+        alone = alone.replace(
+            image=dataclasses.replace(alone.image, pixels=packed.image.pixels[row : row + 1, sample : sample + 1])
+        )
+        expected = tiny().apply(params, alone)["embeddings"]
+        if mine.any():
+            np.testing.assert_allclose(out["text"][row, sample], expected["text"][0], atol=1e-5)
+        if packed.image.valid[row, sample]:
+            np.testing.assert_allclose(out["image"][row, sample], expected["image"][0], atol=1e-5)
 
 
 def count(model, spec) -> int:
@@ -125,19 +155,11 @@ def test_vit_b16_has_the_published_number_of_parameters():
 
 def test_clip_b16_has_the_published_number_of_parameters():
     """149,620,737 in open_clip's ViT-B-16, where the image tower has no patch bias and one more position."""
-    from mmjax.encoders.image import PatchStem
-
-    image = ViT.of("B/16", class_token=ClassToken(), stem=PatchStem(16, 768, bias=False), before=nn_norm())
+    image = ViT.of("B/16", class_token=ClassToken(), stem=PatchStem(16, 768, bias=False), before=LayerNorm())
     text = TextEncoder.of("clip-B", 49_408, 77, order=causal)
     towers = Towers(image=Tower(image, First()), text=Tower(text, Last()), head=Contrastive(512))
     ours = count(towers, Batch.spec(2, text=77, image=(1, 224, 224)))
     assert ours == 149_620_737 - 768 + 1  # ours has the loss's bias, theirs a position for the class token
-
-
-def nn_norm():
-    from mmjax.nn.norms import LayerNorm
-
-    return LayerNorm()
 
 
 def test_compute_format_reaches_the_matrix_products_and_parameters_stay_float32():
@@ -153,19 +175,32 @@ def test_compute_format_reaches_the_matrix_products_and_parameters_stay_float32(
 
 
 def test_a_conv_stem_gives_a_grid_and_learns_from_every_pixel():
-    encoder = ViT.of("mu/16", 32, stem=ConvStem((8, 16, 32), patch=2), positions=nn_identity())
+    encoder = ViT.of(
+        "mu/16", 32, stem=ConvStem(((8, 3, 2), (8, 3, 1), (16, 3, 2), (32, 3, 2)), patch=2), positions=NoPositions()
+    )
     images = Batch.fake(Batch.spec(1, image=(1, 32, 32)), 0).image
     params = unbox(encoder.init({"params": jax.random.key(0)}, images))
     assert encoder.apply(params, images).x.shape == (1, 4, 32)
     corner = images.pixels.copy()
     corner[..., 0, 0, :] = 255 - corner[..., 0, 0, :]
-    assert not np.allclose(encoder.apply(params, images).x, encoder.apply(params, dataclasses.replace(images, pixels=corner)).x)
+    assert not np.allclose(
+        encoder.apply(params, images).x, encoder.apply(params, dataclasses.replace(images, pixels=corner)).x
+    )
 
 
-def nn_identity():
-    from mmjax.nn.embeddings import NoPositions
+def test_two_encoders_made_of_defaults_share_nothing():
+    """Equal parts are equal values, not one set of weights."""
 
-    return NoPositions()
+    def stack():
+        return Stack(Block(Attention(2)), depth=2)
+
+    both = Towers(
+        image=Tower(ViT(PatchStem(16, 16), stack())), video=Tower(ViT(PatchStem(16, 16), stack())), head=Contrastive(8)
+    )
+    batch = Batch.fake(Batch.spec(2, image=(1, 32, 32)), 0)
+    params = jax.eval_shape(lambda: both.init({"params": jax.random.key(0)}, batch.replace(video=batch.image)))
+    assert element_count(params["params"]["image"]) == element_count(params["params"]["video"])
+    assert list(params["params"]["image"]["encoder"]) == list(params["params"]["video"]["encoder"])
 
 
 def test_a_model_is_its_own_configuration(model):

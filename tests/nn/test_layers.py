@@ -17,12 +17,14 @@ from mmjax.nn.embeddings import LearnedGrid, LearnedPositions, SinCosGrid
 from mmjax.nn.feedforward import FeedForward, GatedFeedForward
 from mmjax.nn.linear import Linear
 from mmjax.nn.norms import LayerNorm, RMSNorm
-from mmjax.nn.pooling import AttentionPool, First, Last, Mean
+from mmjax.nn.pooling import AttentionPool, First, Last, Mean, WeightedMean
 from mmjax.nn.sizes import SIZES, size_of, with_patch
 from mmjax.nn.stack import KeepAll, KeepNamed, KeepNothing, Stack
 from mmjax.ops.rotary import Rotary
 
 X = np.random.default_rng(0).normal(size=(2, 6, 16)).astype(np.float32)
+
+POOLS = [First(), Last(), Mean(), WeightedMean(2), AttentionPool(2)]
 
 
 def boxed(module, *inputs, **kw):
@@ -75,7 +77,10 @@ def test_grouped_heads_equal_full_heads_with_shared_keys():
     params = unbox(boxed(grouped, X))["params"]
     wide = {**params}
     for name in ("key", "value"):
-        wide[name] = {"kernel": jnp.repeat(params[name]["kernel"], 2, axis=1), "bias": jnp.repeat(params[name]["bias"], 2, 0)}
+        wide[name] = {
+            "kernel": jnp.repeat(params[name]["kernel"], 2, axis=1),
+            "bias": jnp.repeat(params[name]["bias"], 2, 0),
+        }
     np.testing.assert_allclose(grouped.apply({"params": params}, X), full.apply({"params": wide}, X), atol=1e-5)
 
 
@@ -142,20 +147,34 @@ def test_dropout_differs_by_layer_and_is_off_in_evaluation():
     assert not np.allclose(noisy[0], noisy[2]) and not np.allclose(noisy[0], still)
 
 
-@pytest.mark.parametrize("pool", [First(), Last(), Mean(), AttentionPool(2)], ids=["first", "last", "mean", "attention"])
+@pytest.mark.parametrize("pool", POOLS, ids=["first", "last", "mean", "weighted", "attention"])
 def test_pools_are_blind_to_padding(pool):
     tokens = Tokens(jnp.asarray(X), Places.all_of("text", 2, 6))
     params = unbox(boxed(pool, tokens))
     alone = pool.apply(params, tokens)
-    noise = Tokens(jnp.full((2, 3, 16), 9.0), dataclasses.replace(Places.all_of("text", 2, 3), valid=jnp.zeros((2, 3), bool)))
+    noise = Tokens(
+        jnp.full((2, 3, 16), 9.0), dataclasses.replace(Places.all_of("text", 2, 3), valid=jnp.zeros((2, 3), bool))
+    )
     for order in ([tokens, noise], [noise, tokens]):
         np.testing.assert_allclose(pool.apply(params, Tokens.concat(order)), alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("pool", POOLS, ids=["first", "last", "mean", "weighted", "attention"])
+def test_pools_keep_the_samples_of_a_row_apart(pool):
+    whole = Tokens(jnp.asarray(X), Places.all_of("text", 2, 6))
+    params = unbox(boxed(pool, whole))
+    segment = jnp.array([[1, 1, 1, 1, 2, 2], [1, 2, 2, 2, 2, 2]])
+    packed = pool.apply(params, Tokens(whole.x, whole.places.replace(segment=segment)), 2)
+    for row, sample in np.ndindex(2, 2):
+        mine = np.flatnonzero(segment[row] == sample + 1)
+        alone = Tokens(whole.x[row : row + 1, mine], Places.all_of("text", 1, len(mine)))
+        np.testing.assert_allclose(packed[row, sample], pool.apply(params, alone)[0, 0], atol=1e-5)
+
+
 def test_first_and_last_pick_tokens_and_mean_of_nothing_is_zero():
     places = Places.all_of("text", 2, 6)
-    np.testing.assert_array_equal(run(First(), Tokens(jnp.asarray(X), places)), X[:, 0])
-    np.testing.assert_array_equal(run(Last(), Tokens(jnp.asarray(X), places)), X[:, -1])
+    np.testing.assert_array_equal(run(First(), Tokens(jnp.asarray(X), places))[:, 0], X[:, 0])
+    np.testing.assert_array_equal(run(Last(), Tokens(jnp.asarray(X), places))[:, 0], X[:, -1])
     nothing = dataclasses.replace(places, valid=jnp.zeros((2, 6), bool))
     assert not np.any(run(Mean(), Tokens(jnp.asarray(X), nothing)))
 

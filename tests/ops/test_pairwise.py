@@ -104,7 +104,8 @@ def close(got, expected, tolerance=1e-5):
 def test_equals_the_published_formula(loss, case, execution):
     inputs, related = embeddings(), relation(case)
     pairs = jax.jit(pairwise, static_argnums=(0, 6))(loss, *inputs, related, execution)
-    got = (pairs.loss.total, pairs.loss.count, pairs.left_accuracy.value, pairs.right_accuracy.value, pairs.cosine.value)
+    reported = (mean.value for mean in (pairs.left_accuracy, pairs.right_accuracy, pairs.cosine))
+    got = (pairs.loss.total, pairs.loss.count, *reported)
     np.testing.assert_allclose(got, formula(loss, *inputs, related), rtol=2e-5, atol=1e-6)
 
 
@@ -183,7 +184,7 @@ def test_the_order_of_rows_does_not_matter(loss):
     order = np.random.default_rng(3).permutation(ROWS)
     _, slopes = gradients(loss, (left, right, scale, bias), related, Chunked(ROWS * 5))
     moved = jax.tree.map(lambda x: x[order], related)
-    value, again = gradients(loss, (left[order], right[order], scale, bias), moved, Chunked(ROWS * 5))
+    _, again = gradients(loss, (left[order], right[order], scale, bias), moved, Chunked(ROWS * 5))
     close(again, (slopes[0][order], slopes[1][order], *slopes[2:]))
 
 

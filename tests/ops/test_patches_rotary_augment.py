@@ -73,7 +73,9 @@ def test_jitter_of_nothing_is_the_identity_and_fills_with_white():
 
 def test_jitter_differs_by_picture_and_repeats_by_key():
     batch = Batch.fake(Batch.spec(2, image=(1, 16, 16)), 0)
-    same = batch.replace(image=type(batch.image)(np.repeat(batch.image.pixels[:1], 2, 0), batch.image.valid, batch.image.segment))
+    same = batch.replace(
+        image=type(batch.image)(np.repeat(batch.image.pixels[:1], 2, 0), batch.image.valid, batch.image.segment)
+    )
     one, two = (Jitter()(jax.random.key(3), same).image.pixels for _ in range(2))
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one[0], one[1])

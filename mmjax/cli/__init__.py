@@ -1,0 +1,1 @@
+"""The door: the `mmjax` command. Nothing here is imported by the rest of the package."""

@@ -1,0 +1,59 @@
+"""What an evaluator is given: a model, its parameters, and a compiled forward pass over data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mmjax.core.batch import Batch
+from mmjax.core.layout import Layout
+from mmjax.core.protocols import Data
+
+
+def compile_forward(model: Any, layout: Layout, mesh: Mesh) -> Callable[[Any, Batch], Any]:
+    """(params, batch) -> outputs of `model` without dropout, whole on every device; compiled once per batch shape."""
+    rows = layout.batch_sharding(mesh)
+
+    def forward(params: Any, batch: Batch) -> Any:
+        batch = jax.lax.with_sharding_constraint(batch, rows)
+        return model.apply({"params": params}, batch, train=False)
+
+    return jax.jit(forward, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _carry_on() -> None:
+    """Nobody asks to stop."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Context:
+    """See `core.protocols.EvalContext`. `forward` comes from `compile_forward` and is shared between evaluations;
+    `poll` raises when the process was asked to stop."""
+
+    model: Any
+    params: Any
+    step: int
+    layout: Layout
+    mesh: Mesh
+    forward: Callable[[Any, Batch], Any]
+    poll: Callable[[], None] = _carry_on
+
+    @classmethod
+    def of(cls, model: Any, params: Any, step: int, layout: Layout, mesh: Mesh) -> Context:
+        """A context of its own, outside of a training run."""
+        return cls(model, params, step, layout, mesh, compile_forward(model, layout, mesh))
+
+    def outputs(self, data: Data) -> Iterator[tuple[Mapping[str, Any], Batch]]:
+        """(outputs, batch) as numpy over one pass of `data`, in order, padding rows included."""
+        self.layout.check_rows(data.spec().rows, self.mesh.size)
+        rows = self.layout.batch_sharding(self.mesh)
+        with self.layout.use(self.mesh), jax.transfer_guard("allow"):
+            for batch in data.batches():
+                self.poll()
+                outputs = jax.device_get(self.forward(self.params, jax.device_put(batch, rows)))
+                yield jax.tree.map(np.asarray, outputs), batch

@@ -1,0 +1,84 @@
+"""The training state, known from shapes alone before any device is touched, and born sharded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from mmjax.core.batch import Batch
+from mmjax.core.parameters import Declared, is_declared, unbox
+from mmjax.core.pytrees import record
+from mmjax.core.rng import named
+from mmjax.training.experiment import Experiment
+from mmjax.training.optim import Update
+
+
+@record
+class TrainState:
+    """Everything that the next step depends on, besides the batch."""
+
+    step: Int[Array, ""]  # updates tried so far, skipped ones included
+    params: Any
+    opt_state: Any
+    average: Any
+    guard: Any
+
+
+def declared_params(experiment: Experiment) -> Any:
+    """The model's parameters as `Declared` boxes of ShapeDtypeStructs."""
+    return jax.eval_shape(lambda batch: _init(experiment, batch), experiment.data.spec())
+
+
+def build_update(experiment: Experiment) -> Update:
+    """The experiment's optimizer for its model. Raises UserError when they do not fit."""
+    return experiment.optimizer.build(declared_params(experiment), experiment.steps)
+
+
+def abstract_state(experiment: Experiment, update: Update, mesh: Mesh) -> TrainState:
+    """The state as ShapeDtypeStructs, each with the sharding that the layout gives it.
+
+    Optimizer statistics lie as their parameters do; factored ones and scalars by the layout's floor."""
+    boxed = jax.eval_shape(lambda batch: _state(experiment, update, _init(experiment, batch)), experiment.data.spec())
+    shapes = {(leaf.value.shape, leaf.dims) for leaf in jax.tree.leaves(boxed.params, is_leaf=is_declared)}
+    boxed = jax.tree.map(lambda leaf: _unnamed(leaf, shapes), boxed, is_leaf=is_declared)
+    shardings = experiment.layout.shardings(boxed, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), unbox(boxed), shardings)
+
+
+def _unnamed(leaf: Any, shapes: set) -> Any:
+    """A statistic whose shape is not its parameter's loses the names of its dimensions; a place that a rule leaves
+    empty (optax's MaskedNode) loses its box."""
+    if is_declared(leaf) and not jax.tree.leaves(leaf):
+        return leaf.value
+    if not is_declared(leaf) or (leaf.value.shape, leaf.dims) in shapes:
+        return leaf
+    return Declared(leaf.value, (None,) * leaf.value.ndim)
+
+
+def new_state(experiment: Experiment, update: Update, abstract: TrainState) -> TrainState:
+    """The state of step 0 on the devices, made there: nothing whole ever lies in one place."""
+
+    def create() -> TrainState:
+        batch = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), experiment.data.spec())
+        return _state(experiment, update, unbox(_init(experiment, batch)))
+
+    return jax.jit(create, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
+
+
+def inference_params(experiment: Experiment, state: TrainState) -> Any:
+    """The parameters to evaluate and to ship: the average where there is one."""
+    return experiment.average.of(state.average, state.params)
+
+
+def _init(experiment: Experiment, batch: Batch) -> Any:
+    key = named(jax.random.key(experiment.seed), "params")
+    return experiment.model.init({"params": key}, batch, train=False)["params"]
+
+
+def _state(experiment: Experiment, update: Update, params: Any) -> TrainState:
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, update.init(params), experiment.average.init(params), experiment.guard.init())

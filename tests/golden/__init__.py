@@ -1,0 +1,1 @@
+"""What each experiment resolves to."""
