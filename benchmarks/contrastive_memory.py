@@ -155,7 +155,8 @@ def on_cpu() -> int:
 def on_tpu(topology: str) -> int:
     """The same from programs compiled for a TPU that need not be here. D = 768, bfloat16 embeddings.
 
-    The arithmetic is that of a second program that takes each device's rows in one chunk, so that only the ring loops."""
+    The arithmetic is that of a second program that takes each device's rows in one chunk, so that only the ring
+    loops."""
     devices = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     rows, found, targets = [], {}, []
     for name, (loss, bound) in LOSSES.items():

@@ -1,8 +1,8 @@
 """Wall time and memory of the contrastive losses on one device.               python -m benchmarks.contrastive_time
 
-Loss and gradients of B x B pairs, float32: ours (chunked, gradients beside the loss) against open_clip's dense formula in
-PyTorch, eager and compiled. Both sides get the same embeddings and must agree on loss and gradients before time counts.
-Memory is what the calls added to the resident memory that the process had before the first one.
+Loss and gradients of B x B pairs, float32: ours (chunked, gradients beside the loss) against open_clip's dense formula
+in PyTorch, eager and compiled. Both sides get the same embeddings and must agree on loss and gradients before time
+counts. Memory is what the calls added to the resident memory that the process had before the first one.
 """
 
 from __future__ import annotations

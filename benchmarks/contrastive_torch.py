@@ -1,4 +1,5 @@
-"""The peer of contrastive_time.py, in PyTorch: dense losses as open_clip 3.3 writes them, by its best form on one device.
+"""The peer of contrastive_time.py, in PyTorch: dense losses as open_clip 3.3 writes them, by its best form on one
+device.
 
 python benchmarks/contrastive_torch.py LOSS FORM ROWS WIDTH CALLS
 """

@@ -46,7 +46,7 @@ def _card(source: Source, schema: Schema, index: int) -> Card:
     try:
         record = source[index]
         stored = [record[field.name] for field in schema.of_kind(Media, "image") if field.name in record]
-        picture = images.decode(stored[0]) if stored else None
+        picture = Image.fromarray(images.decode(stored[0])) if stored else None
     except (BadRecord, UserError) as error:
         told = error.reason if isinstance(error, BadRecord) else str(error)
         return Card(None, fault=told, notes=[where])

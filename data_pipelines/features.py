@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipelines import images
+from data_pipelines import images, native
 from data_pipelines.chunks import Chunk
 from data_pipelines.protocols import BadRecord
 from data_pipelines.tokenizers import Subwords, Tokenizer
@@ -50,19 +50,23 @@ class ImageFeature:
         """See `Feature`."""
         return {"image": part["image"].pixels[row, 0]} if part["image"].valid[row, 0] else {}
 
+    def fingerprint(self) -> Mapping[str, str]:
+        """Who decodes and resizes: pixels differ by a grey level between packages."""
+        return {"pixels by": native.packages()}
+
     @property
     def _as_is(self) -> bool:
         return not isinstance(self.fit, images.RandomCrop)
 
     def _into(self, place: np.ndarray, value: Any, chunk: Chunk, row: int) -> bool:
         try:
-            place[:] = images.pixels(self.fit(self._picture(value), self.height, self.width, chunk.rng(row, "image")))
+            place[:] = self.fit(self._picture(value), self.height, self.width, chunk.rng(row, "image"))
         except BadRecord as error:
             chunk.fail(row, error)
             return False
         return True
 
-    def _picture(self, value: Any):
+    def _picture(self, value: Any) -> images.Picture:
         if isinstance(value, bytes | bytearray | memoryview):
             smallest = (self.height, self.width) if self._as_is else None
             return images.decode(bytes(value), self.max_pixels, smallest)

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from data_pipelines import native
+from data_pipelines.native import Box
 from data_pipelines.protocols import BadRecord
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -22,8 +24,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None) -> Image.Image:
-    """The picture in `data` as RGB: first frame, turned as its EXIF orientation says, transparency on white.
+Picture = UInt8[np.ndarray, "H W 3"]
+"""RGB, [0, 255]."""
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None) -> Picture:
+    """The picture in `data`: first frame, turned as its EXIF orientation says, transparency on white.
 
     at_least (H, W): a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size while that is no smaller than this.
     Raises BadRecord: unreadable, too_large, empty."""
@@ -36,8 +42,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] 
                 raise BadRecord("too_large", f"the picture has {size} pixels; the limit is {max_pixels:,}")
             if at_least is not None:
                 picture.draft(None, (at_least[1], at_least[0]))
-            picture.load()
-            return on_white(ImageOps.exif_transpose(picture))
+            found = native.jpeg(data, picture)
+            return np.asarray(on_white(ImageOps.exif_transpose(picture))) if found is None else found
     except BadRecord:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError):
@@ -60,8 +66,8 @@ def on_white(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def from_array(pixels: np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture that is decoded already: uint8 [H W], [H W 1], [H W 3] or [H W 4]. Raises BadRecord."""
+def from_array(pixels: np.ndarray, max_pixels: int = MAX_PIXELS) -> Picture:
+    """A picture that is decoded already: uint8 [H W], [H W 1], [H W 3] or [H W 4 (opacity)]. Raises BadRecord."""
     shape = pixels.shape
     if pixels.dtype != np.uint8 or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
         raise BadRecord("bad_schema", f"a picture must be uint8 [H W 3]; got {pixels.dtype} {list(shape)}")
@@ -69,36 +75,39 @@ def from_array(pixels: np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise BadRecord("empty", f"the picture has no pixels: {list(shape)}")
     if shape[0] * shape[1] > max_pixels:
         raise BadRecord("too_large", f"the picture has {shape[1]} x {shape[0]} pixels; the limit is {max_pixels:,}")
-    return on_white(Image.fromarray(pixels[..., 0] if shape[2:] == (1,) else pixels))
+    if shape[2:] == (3,):
+        return pixels
+    return np.asarray(on_white(Image.fromarray(pixels[..., 0] if shape[2:] == (1,) else pixels)))
 
 
 # ------------------------------------------------------------------------------------------------------------ to a size
 
 
 class Fit(Protocol):
-    """Brings a picture of any size to H x W."""
+    """Brings a picture of any size to `height` x `width`."""
 
-    def __call__(self, picture: Image.Image, height: int, width: int, rng: np.random.Generator) -> Image.Image: ...
+    def __call__(self, picture: Picture, height: int, width: int, rng: np.random.Generator) -> Picture: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Squash:
     """Everything is seen, proportions change."""
 
-    def __call__(self, picture: Image.Image, height: int, width: int, rng: np.random.Generator) -> Image.Image:
+    def __call__(self, picture: Picture, height: int, width: int, rng: np.random.Generator) -> Picture:
         """See `Fit`."""
-        return _resized(picture, height, width)
+        return native.resized(picture, height, width, whole(picture))
 
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
     """The largest centred part with the right proportions; edges are lost."""
 
-    def __call__(self, picture: Image.Image, height: int, width: int, rng: np.random.Generator) -> Image.Image:
+    def __call__(self, picture: Picture, height: int, width: int, rng: np.random.Generator) -> Picture:
         """See `Fit`."""
-        scale = min(picture.width / width, picture.height / height)
-        left, top = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
-        return _resized(picture, height, width, (left, top, left + width * scale, top + height * scale))
+        tall, wide, _ = picture.shape
+        scale = min(wide / width, tall / height)
+        left, top = (wide - width * scale) / 2, (tall - height * scale) / 2
+        return native.resized(picture, height, width, (left, top, left + width * scale, top + height * scale))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +116,14 @@ class Pad:
 
     grey: int = 255
 
-    def __call__(self, picture: Image.Image, height: int, width: int, rng: np.random.Generator) -> Image.Image:
+    def __call__(self, picture: Picture, height: int, width: int, rng: np.random.Generator) -> Picture:
         """See `Fit`."""
-        scale = min(width / picture.width, height / picture.height)
-        inner = max(1, round(picture.height * scale)), max(1, round(picture.width * scale))
-        canvas = Image.new("RGB", (width, height), (self.grey,) * 3)
-        canvas.paste(_resized(picture, *inner), ((width - inner[1]) // 2, (height - inner[0]) // 2))
+        scale = min(width / picture.shape[1], height / picture.shape[0])
+        inner_height, inner_width = (max(1, round(side * scale)) for side in picture.shape[:2])
+        top, left = (height - inner_height) // 2, (width - inner_width) // 2
+        canvas = np.full((height, width, 3), self.grey, np.uint8)
+        inner = native.resized(picture, inner_height, inner_width, whole(picture))
+        canvas[top : top + inner_height, left : left + inner_width] = inner
         return canvas
 
 
@@ -126,25 +137,17 @@ class RandomCrop:
     stretch: float = 4 / 3
     mirror: float = 0.0
 
-    def __call__(self, picture: Image.Image, height: int, width: int, rng: np.random.Generator) -> Image.Image:
+    def __call__(self, picture: Picture, height: int, width: int, rng: np.random.Generator) -> Picture:
         """See `Fit`."""
-        log = np.log(self.stretch)
-        ratio = picture.width / picture.height * np.exp(rng.uniform(-log, log))
-        area = picture.width * picture.height * rng.uniform(*self.area)
-        wide, high = min(picture.width, np.sqrt(area * ratio)), min(picture.height, np.sqrt(area / ratio))
-        left, top = rng.uniform(0, picture.width - wide), rng.uniform(0, picture.height - high)
-        part = _resized(picture, height, width, (left, top, left + wide, top + high))
-        return ImageOps.mirror(part) if rng.random() < self.mirror else part
+        log, (tall, wide, _) = np.log(self.stretch), picture.shape
+        ratio = wide / tall * np.exp(rng.uniform(-log, log))
+        area = wide * tall * rng.uniform(*self.area)
+        breadth, length = min(wide, np.sqrt(area * ratio)), min(tall, np.sqrt(area / ratio))
+        left, top = rng.uniform(0, wide - breadth), rng.uniform(0, tall - length)
+        part = native.resized(picture, height, width, (left, top, left + breadth, top + length))
+        return part[:, ::-1] if rng.random() < self.mirror else part
 
 
-def _resized(picture: Image.Image, height: int, width: int, box: tuple[float, ...] | None = None) -> Image.Image:
-    """Hamming to shrink (as smooth as bicubic there, 1.6 times as fast), bicubic to enlarge."""
-    left, top, right, bottom = box or (0, 0, *picture.size)
-    shrinks = right - left >= width and bottom - top >= height
-    way = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
-    return picture.resize((width, height), way, box=box)
-
-
-def pixels(picture: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """[0, 255]."""
-    return np.asarray(picture, np.uint8)
+def whole(picture: Picture) -> Box:
+    """All of it."""
+    return (0, 0, picture.shape[1], picture.shape[0])

@@ -182,8 +182,8 @@ def _measure_picture(data: Any) -> tuple[int, int, str, int, bytes, bool]:
         picture = images.decode(data)
         with Image.open(io.BytesIO(data)) as header:
             mode = f"{header.format} {header.mode}"
-    blank = all(low == high for low, high in picture.getextrema())
-    return picture.width, picture.height, mode, len(data), hashlib.blake2b(data, digest_size=16).digest(), blank
+    (height, width, _), blank = picture.shape, bool((picture == picture[0, 0]).all())
+    return width, height, mode, len(data), hashlib.blake2b(data, digest_size=16).digest(), blank
 
 
 def _measure_text(text: str) -> tuple[int, int, int, str, str]:

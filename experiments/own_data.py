@@ -67,7 +67,7 @@ def experiment(
         SameFeature("image", "picture"),
         SameFeature("caption", "caption"),
     )
-    stem = ConvStem((width // 4, width // 2, width), patch=2)  # cells of 16 pixels
+    stem = ConvStem(((width // 4, 3, 2), (width // 2, 3, 2), (width, 3, 2)), patch=2)  # cells of 16 pixels
     image = ViT(stem=stem, stack=_stack(width, depth=2))
     text = TextEncoder(TokenEmbedding(words.size, width), _stack(width, depth=1), LearnedPositions(LENGTH))
 

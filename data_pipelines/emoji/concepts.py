@@ -42,6 +42,11 @@ class Meaning:
         return self.concept + self.facing
 
     @property
+    def form(self) -> tuple[str, str, tuple[str, ...]]:
+        """The emoji without its skin tones: what has a name of its own in Unicode's list."""
+        return self.concept, self.facing, self.people
+
+    @property
     def gender(self) -> str:
         """none, person, man, woman or mixed."""
         return _one_of(self.people)

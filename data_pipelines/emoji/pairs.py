@@ -31,7 +31,8 @@ class EmojiPairs:
     as there are languages, and each caption stands in `captions` of them.
 
     A record has `image` [R R 3] uint8, `caption` (text; a tuple when `captions` > 1) and, as integers, `picture` (equal
-    for pictures equal to the last bit), `caption_id` (equal for equal captions), `code` (which emoji), `concept`,
+    for pictures equal to the last bit), `caption_id` (equal for equal captions), `code` (which emoji), `concept` (of all its
+    genders and tones), `kin` (is the concept trained on),
     `language`, `style`, `tone`, `gender`, `group`, `subgroup`; caption_id and language are [captions] when that is > 1.
     """
 
@@ -89,7 +90,9 @@ class EmojiPairs:
             words = [tuple(texts[number] for number in row) for row in caption]
         columns = {"image": self._art[style, emoji], "caption": words, "caption_id": caption, "language": language}
         columns |= {"picture": _tables()["picture"][style, emoji], "style": style, "code": emoji}
-        return columns | {name: _tables()[name][emoji] for name in ("concept", "tone", "gender", "group", "subgroup")}
+        return columns | {
+            name: _tables()[name][emoji] for name in ("concept", "kin", "tone", "gender", "group", "subgroup")
+        }
 
     def column(self, name: str) -> np.ndarray:
         """[len] a label of every example, without drawing a picture."""
@@ -183,6 +186,7 @@ def _names() -> dict[str, tuple[str, ...]]:
         "group": tuple(dict.fromkeys(entry.group for entry in emoji)),
         "subgroup": tuple(dict.fromkeys(entry.subgroup for entry in emoji)),
         "concept": tuple(english[name] for name in _concepts()),
+        "kin": splits.KIN,
         "code": tuple(entry.code for entry in emoji),
     }
 
@@ -206,6 +210,7 @@ def _tables() -> dict[str, np.ndarray]:
         "caption": np.array([[number[caption] for caption in entry.captions] for entry in emoji], np.int32),
         "picture": np.unique(digests, return_inverse=True)[1].reshape(digests.shape).astype(np.int32),
         "concept": column(_concepts(), [entry.meaning.concept for entry in emoji]),
+        "kin": column(splits.KIN, splits.kin()),
         "tone": column(names["tone"], [entry.meaning.tone for entry in emoji]),
         "gender": column(names["gender"], [entry.meaning.gender for entry in emoji]),
         "group": column(names["group"], [entry.group for entry in emoji]),

@@ -1,8 +1,11 @@
 """Which emoji is trained on and which is held out, and for which question. A pure function of the installed packages.
 
-unseen_concepts      base forms of concepts that training never shows, in no tone, gender or style (not from Flags)
+unseen_concepts      emoji that training never shows in any tone or style, in their base form (not from Flags)
 unseen_compositions  toned emoji of trained concepts: their role, gender and tones all occur in training, never together
 unseen_style         trained base forms as Twemoji draws them; training never shows a Twemoji picture
+
+An unseen concept is an emoji with a name of its own, less its skin tones. Training may show its kin: the same thing done by
+another gender or facing another way (`kin`). Results are given for both kinds, with kin and without.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from data_pipelines.emoji.art import digests
 from data_pipelines.emoji.catalogue import STYLES, Emoji, catalogue, drawings
 
 TRAIN, CONCEPTS, COMPOSITIONS, STYLE = SPLITS = ("train", "unseen_concepts", "unseen_compositions", "unseen_style")
-UNUSED = "unused"  # other forms of unseen concepts, and twins of held-out pictures
+UNUSED = "unused"  # toned forms of unseen concepts, and twins of held-out pictures
+KIN = ("without kin", "with kin")
 TRAIN_STYLES = STYLES[:2]
 SEED = "s0"
 CONCEPT_SHARE, COMPOSITION_SHARE = 0.13, 0.25
@@ -31,7 +35,7 @@ def assignment() -> tuple[str, ...]:
     unseen = _unseen_concepts(everything)
     split = [TRAIN] * len(everything)
     for place, emoji in enumerate(everything):
-        if emoji.meaning.concept in unseen:
+        if emoji.meaning.form in unseen:
             split[place] = CONCEPTS if not emoji.meaning.tones and _in_all_styles(emoji) else UNUSED
     toned = [place for place, emoji in enumerate(everything) if emoji.meaning.tones and split[place] == TRAIN]
     for place in _unseen_compositions(everything, toned, {place for group in twins for place in group}):
@@ -50,15 +54,24 @@ def members(split: str) -> tuple[int, ...]:
     return tuple(place for place, name in enumerate(assignment()) if name == split)
 
 
-def _unseen_concepts(everything: Sequence[Emoji]) -> set[str]:
-    """The same share of each group's concepts. Not of Flags: no one can read the name of a country off its flag."""
-    groups = collections.defaultdict(set)
+def kin() -> tuple[str, ...]:
+    """For each emoji of the catalogue, whether training shows its concept at all: one of KIN."""
+    everything = catalogue()
+    trained = {everything[place].meaning.concept for place in members(TRAIN)}
+    return tuple(KIN[emoji.meaning.concept in trained] for emoji in everything)
+
+
+def _unseen_concepts(everything: Sequence[Emoji]) -> set[Hashable]:
+    """The same share of each group's forms. Not of Flags: no one can read the name of a country off its flag."""
+    groups: dict[str, dict[Hashable, str]] = collections.defaultdict(dict)
     for emoji in everything:
-        groups[emoji.group].add(emoji.meaning.concept)
-    unseen: set[str] = set()
-    for group, concepts in groups.items():
+        if not emoji.meaning.tones:
+            groups[emoji.group].setdefault(emoji.meaning.form, emoji.code)
+    unseen: set[Hashable] = set()
+    for group, forms in groups.items():
         if group != "Flags":
-            unseen |= set(_drawn(concepts, lambda concept: "c" + concept)[: round(CONCEPT_SHARE * len(concepts))])
+            drawn = _drawn(forms.items(), lambda item: "c" + item[1])
+            unseen |= {form for form, _ in drawn[: round(CONCEPT_SHARE * len(forms))]}
     return unseen
 
 

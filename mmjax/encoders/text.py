@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mmjax.core.batch import MODALITIES, Text
@@ -23,7 +24,8 @@ class TextEncoder(nn.Module):
     """A transformer over the text of a row; places where media tokens land are not text and are invalid here.
 
     Slots: `embedding`, `positions`, `stack`, `norm`; `order` says who sees whom (`ops.masks`: bidirectional, causal, or
-    as the collator laid it out). Packed samples do not see each other.
+    as the collator laid it out). Packed samples do not see each other. In training each token is hidden with
+    probability `hide` (Iyyer et al. 2015, section 4), but never the first of a sample.
     """
 
     embedding: nn.Module
@@ -31,6 +33,7 @@ class TextEncoder(nn.Module):
     positions: nn.Module
     norm: nn.Module = slot(LayerNorm)
     order: Order = bidirectional
+    hide: float = 0.0
     dtypes: Dtypes = Dtypes()
 
     @classmethod
@@ -48,6 +51,9 @@ class TextEncoder(nn.Module):
     def __call__(self, text: Text, *, train: bool = False) -> Tokens:
         kind = jnp.full_like(text.ids, MODALITIES.index("text"))
         valid = (text.segment > 0) & (text.slot < 0)
+        if train and self.hide:
+            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.hide, valid.shape)
+            valid &= kept | (text.position == 0)
         places = self.order(Places(valid, text.block, text.segment, text.position, kind))
         x = self.dtypes.enter(self.embedding(text.ids))
         x = self.norm(self.stack(self.positions(x, text.position), places, train=train))

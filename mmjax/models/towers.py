@@ -13,17 +13,19 @@ import jax
 from mmjax.core.batch import MODALITIES, Batch
 from mmjax.core.errors import UserError
 from mmjax.core.parameters import slot
+from mmjax.nn.norms import Identity
 from mmjax.nn.pooling import Mean
 
 
 class Tower(nn.Module):
-    """An encoder (modality slot -> Tokens) and a pool (Tokens, S -> one vector per sample [B S D])."""
+    """An encoder (modality slot -> Tokens), a pool (Tokens, S -> one vector per sample [B S D]), what comes `after`."""
 
     encoder: nn.Module
     pool: nn.Module = slot(Mean)
+    after: nn.Module = slot(Identity)
 
     def __call__(self, media: Any, samples: int = 1, *, train: bool = False) -> Any:
-        return self.pool(self.encoder(media, train=train), samples)
+        return self.after(self.pool(self.encoder(media, train=train), samples))
 
 
 class Towers(nn.Module):

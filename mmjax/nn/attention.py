@@ -19,13 +19,15 @@ class Attention(nn.Module):
     """Self-attention, or cross-attention when `memory` is given.
 
     kv_heads below heads is grouped-query attention (arXiv 2305.13245). qk_norm is a norm over K on queries and keys
-    (arXiv 2302.05442, section 2). rotary turns queries and keys by their positions and needs places.
+    (arXiv 2302.05442, section 2). rotary turns queries and keys by their positions and needs places. gain is
+    that of the output map: with 0 a residual branch starts as nothing.
     """
 
     heads: int
     kv_heads: int | None = None
     head_dim: int | None = None
     bias: bool = True
+    gain: float = 1.0
     qk_norm: nn.Module = slot(Identity)
     rotary: Rotary | GridRotary | None = None
     pattern: Pattern = Pattern()
@@ -42,7 +44,8 @@ class Attention(nn.Module):
         width, groups = x.shape[-1], self.kv_heads or self.heads
         if self.heads % groups or (self.head_dim is None and width % self.heads):
             raise UserError(
-                f"attention: {self.heads} heads must divide the width {width} and be a multiple of {groups} key-value heads"
+                f"attention: {self.heads} heads must divide the width {width} and be a multiple of {groups} key-value "
+                "heads"
             )
         size = self.head_dim or width // self.heads
         source = x if memory is None else memory
@@ -57,4 +60,4 @@ class Attention(nn.Module):
         q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
         mixed = attend(q, k, v, places, key_places, pattern=self.pattern, kernel=self.kernel)
         mixed = checkpoint_name(mixed, "context")
-        return Linear("bhtk,hkd->btd", (width,), self.bias, name="out")(mixed)
+        return Linear("bhtk,hkd->btd", (width,), self.bias, self.gain, name="out")(mixed)

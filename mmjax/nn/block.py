@@ -13,6 +13,16 @@ from mmjax.nn.feedforward import FeedForward
 from mmjax.nn.norms import LayerNorm
 
 
+class Residual(nn.Module):
+    """x + layer(norm(x)): one branch of a block by itself."""
+
+    layer: nn.Module
+    norm: nn.Module = slot(LayerNorm)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return x + self.layer(self.norm(x))
+
+
 class Block(nn.Module):
     """Pre-norm attention and feed-forward (arXiv 2002.04745). Architectures differ by what stands in the slots:
     ViT and CLIP are the defaults, Llama is RMSNorm, rotary grouped attention and a gated feed-forward."""

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from mmjax.core.parameters import declare
-from mmjax.nn.linear import normal
+from mmjax.nn.linear import Normal
 
 
 class Conv(nn.Module):
@@ -22,7 +22,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 O"]:
         channels, size = x.shape[-1], self.size
-        init = normal(self.gain * (size * size * channels) ** -0.5)
+        init = Normal(self.gain * (size * size * channels) ** -0.5)
         kernel = declare(self, "kernel", init, patch=size, patch_=size, channel=channels, width=self.features)
         y = jax.lax.conv_general_dilated(
             x, kernel.astype(x.dtype), (self.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")

@@ -7,21 +7,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mmjax.core.errors import UserError
-from mmjax.core.parameters import declare
-from mmjax.nn.linear import normal
+from mmjax.core.parameters import Initializer, declare
+from mmjax.nn.linear import Normal
 from mmjax.ops.patches import resample_table
 
 
 class TokenEmbedding(nn.Module):
-    """A table of V vectors."""
+    """A table of V vectors, which start as `init` (rng, shape, format) -> array makes them."""
 
     vocab: int
     width: int
-    deviation: float = 0.02
+    init: Initializer = Normal(0.02)
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        table = declare(self, "table", normal(self.deviation), vocab=self.vocab, width=self.width)
+        table = declare(self, "table", self.init, vocab=self.vocab, width=self.width)
         return jnp.take(table, ids, axis=0, mode="clip")
 
 
@@ -35,7 +35,7 @@ class LearnedPositions(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], position: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         if x.shape[1] > self.length:
             raise UserError(f"the position table has {self.length} entries; the row has {x.shape[1]} tokens")
-        table = declare(self, "table", normal(self.deviation), position=self.length, width=x.shape[-1])
+        table = declare(self, "table", Normal(self.deviation), position=self.length, width=x.shape[-1])
         return x + jnp.take(table, position, axis=0, mode="clip").astype(x.dtype)
 
 
@@ -55,7 +55,7 @@ class LearnedGrid(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], shape: tuple[int, int]) -> Float[Array, "B T D"]:
         rows, columns = self.grid
-        table = declare(self, "table", normal(self.deviation), position=rows * columns, width=x.shape[-1])
+        table = declare(self, "table", Normal(self.deviation), position=rows * columns, width=x.shape[-1])
         table = resample_table(table.reshape(rows, columns, -1), shape)
         return x + table.reshape(1, shape[0] * shape[1], -1).astype(x.dtype)
 

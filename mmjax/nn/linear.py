@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,7 +46,7 @@ class Linear(nn.Module):
         fan_in = 1
         for letter in summed:
             fan_in *= size[letter]
-        weight = declare(self, "kernel", normal(self.gain * fan_in**-0.5), **self._dims(kernel, size))
+        weight = declare(self, "kernel", Normal(self.gain * fan_in**-0.5), **self._dims(kernel, size))
         y = jnp.einsum(self.equation, x, weight.astype(x.dtype))
         if not self.bias:
             return y
@@ -54,10 +58,11 @@ class Linear(nn.Module):
         return {LETTERS[letter.lower()] + "_" * letter.isupper(): size[letter] for letter in letters}
 
 
-def normal(deviation: float):
+@dataclasses.dataclass(frozen=True)
+class Normal:
     """Truncated normal initialiser with this standard deviation (the truncation at two sigma is corrected for)."""
 
-    def init(rng: jax.Array, shape, dtype) -> jax.Array:
-        return deviation / 0.87962566 * jax.random.truncated_normal(rng, -2.0, 2.0, shape, dtype)
+    deviation: float
 
-    return init
+    def __call__(self, rng: jax.Array, shape: Sequence[int], dtype: Any) -> Array:
+        return self.deviation / 0.87962566 * jax.random.truncated_normal(rng, -2.0, 2.0, shape, dtype)

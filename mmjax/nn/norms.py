@@ -38,6 +38,22 @@ class RMSNorm(nn.Module):
         return (wide * jax.lax.rsqrt(power + self.epsilon) * scale).astype(x.dtype)
 
 
+class PictureNorm(nn.Module):
+    """Zero mean, unit variance over a whole picture, learned scale and offset per channel: group normalisation with one
+    group (arXiv 1803.08494). [B H W D] -> [B H W D]. Unlike LayerNorm it keeps what differs between places."""
+
+    epsilon: float = 1e-4
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        mean = jnp.mean(wide, axis=(1, 2, 3), keepdims=True)
+        variance = jnp.mean(jnp.square(wide - mean), axis=(1, 2, 3), keepdims=True)
+        scale = declare(self, "scale", nn.initializers.ones, width=x.shape[-1])
+        bias = declare(self, "bias", nn.initializers.zeros, width=x.shape[-1])
+        return ((wide - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
+
+
 class Identity(nn.Module):
     """No normalisation: the no-op that stands in a norm's place."""
 

@@ -14,7 +14,7 @@ from mmjax.core.parameters import declare, slot
 from mmjax.core.tokens import Places, Tokens
 from mmjax.nn.attention import Attention
 from mmjax.nn.feedforward import FeedForward
-from mmjax.nn.linear import Linear, normal
+from mmjax.nn.linear import Linear, Normal
 from mmjax.nn.norms import Identity, LayerNorm
 
 
@@ -71,7 +71,7 @@ class WeightedMean(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """A learned query per sample attends to its tokens, then a feed-forward (Set Transformer, arXiv 1810.00825, 3.2)."""
+    """A learned query per sample attends to its tokens, then a feed-forward (arXiv 1810.00825, section 3.2)."""
 
     heads: int
     mlp: int | None = None
@@ -79,7 +79,7 @@ class AttentionPool(nn.Module):
     @nn.compact
     def __call__(self, tokens: Tokens, samples: int = 1) -> Float[Array, "B S D"]:
         batch, _, width = tokens.x.shape
-        probe = declare(self, "probe", normal(width**-0.5), latents=1, width=width).astype(tokens.x.dtype)
+        probe = declare(self, "probe", Normal(width**-0.5), latents=1, width=width).astype(tokens.x.dtype)
         query = jnp.broadcast_to(probe, (batch, samples, width))
         asks = Places.all_of(MODALITIES[0], batch, samples)
         asks = asks.replace(segment=asks.position + 1)

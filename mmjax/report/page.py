@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -40,18 +41,22 @@ def write_report(
     return path
 
 
-def _rebuilt(run: Run, notes: list[str]) -> Any:
-    """The experiment of the run's JSON, or None and a note that says why not."""
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """What a page needs of an experiment: where its pictures come from. The model may have changed since."""
+
+    data: Any
+    evals: Mapping[str, Any]
+
+
+def _rebuilt(run: Run, notes: list[str]) -> Sources | None:
+    """The data and evaluators of the run's JSON, or None and a note that says why not."""
     try:
-        experiment = config.from_json(run.experiment)
-    except UserError as error:
-        reason = str(error)
-    else:
-        if hasattr(experiment, "data") and hasattr(experiment, "evals"):
-            return experiment
-        reason = "its record names no data"
-    notes.append(f"Pictures are left out, because the experiment could not be rebuilt: {reason}")
-    return None
+        return Sources(*(config.from_json(run.experiment[name]) for name in ("data", "evals")))
+    except (UserError, KeyError) as error:
+        reason = "its record names no data" if isinstance(error, KeyError) else str(error)
+        notes.append(f"Pictures are left out, because the experiment could not be rebuilt: {reason}")
+        return None
 
 
 def render(run: Run, experiment: Any, notes: list[str]) -> str:
@@ -175,10 +180,10 @@ def _first_recall(tree: Tree) -> float | None:
 def _cards(experiment: Any, notes: list[str]) -> list[tuple[str, Sequence[tuple[str, Any]]]]:
     """What the data say about themselves: licences, attribution, versions (a source's `card()`), and fingerprints."""
     cards: list[tuple[str, Sequence[tuple[str, Any]]]] = []
-    data = {"training": experiment.data} | {name: data_of(experiment, name) for name in experiment.evals}
+    data = {"training data": experiment.data} | {name: data_of(experiment, name) for name in experiment.evals}
     for name, one in data.items():
         described = next((p for p in (one, getattr(one, "source", None)) if callable(getattr(p, "card", None))), None)
-        card = _try(lambda part=described: words.flat(part.card()), notes) if described is not None else None
+        card = _try(lambda part=described: words.card_lines(part.card()), notes) if described is not None else None
         if card and card not in [known for _, known in cards]:
             cards.append((name, card))
     fingerprint = _try(lambda: list(experiment.data.fingerprint().items()), notes)

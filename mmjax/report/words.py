@@ -115,3 +115,22 @@ def flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(tree, Mapping):
         return [(prefix, next(iter(tree.values()), "none"))]
     return [(prefix, ", ".join(map(str, tree)) if isinstance(tree, list | tuple) else str(tree))]
+
+
+def card_lines(card: Tree) -> list[tuple[str, str]]:
+    """A data card as (name, text) lines: one per entry, or per part of an entry that has parts."""
+    lines = []
+    for name, entry in card.items():
+        parts = isinstance(entry, Mapping) and entry and all(isinstance(part, Mapping) for part in entry.values())
+        lines += [(f"{name}: {part}", _told(what)) for part, what in entry.items()] if parts else [(name, _told(entry))]
+    return lines
+
+
+def _told(value: Any) -> str:
+    """In one line: `emoji 2,877, pictures (openmoji 2,877, noto 2,450)`; sentences follow each other."""
+    if isinstance(value, Mapping):
+        pairs = [(name, _told(item), isinstance(item, Mapping)) for name, item in value.items()]
+        return ", ".join(f"{name} ({text})" if nested else f"{name} {text}" for name, text, nested in pairs)
+    if isinstance(value, list | tuple):
+        return (" " if any(str(item).endswith(".") for item in value) else ", ").join(map(_told, value))
+    return count(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -19,10 +19,10 @@ from mmjax.core.pytrees import record
 class GuardState:
     """What the guard remembers; part of the training state, so that a resumed run judges alike."""
 
-    losses: Float[Array, W]  # of the last W accepted updates, a ring
-    norms: Float[Array, W]
+    losses: Float[Array, " W"]  # of the last W accepted updates, a ring
+    norms: Float[Array, " W"]
     accepted: Int[Array, ""]
-    skips: Bool[Array, W]  # which of the last W steps were skipped, a ring indexed by step
+    skips: Bool[Array, " W"]  # which of the last W steps were skipped, a ring indexed by step
     skipped: Int[Array, ""]  # since the start of the run
 
 
@@ -64,7 +64,7 @@ class Guard:
             skipped=state.skipped + ~ok,
         )
 
-    def _spike(self, value: Array, seen: Float[Array, W]) -> Bool[Array, ""]:
+    def _spike(self, value: Array, seen: Float[Array, " W"]) -> Bool[Array, ""]:
         mean = jnp.mean(seen)
         return value > mean + self.sigmas * jnp.maximum(jnp.std(seen), 0.05 * jnp.abs(mean))
 

@@ -146,8 +146,9 @@ class Update:
 
 
 def _only(declared: Any, labels: Any, wanted: str) -> Any:
-    """The declarations a rule is told of: its own; the places of other rules' parameters are None."""
-    return jax.tree.map(lambda label, leaf: leaf if label == wanted else None, labels, declared)
+    """The declarations a rule is told of: its own; where other rules' parameters stand there is nothing, in the form in
+    which optax will show it the rest of the tree."""
+    return jax.tree.map(lambda label, leaf: leaf if label == wanted else optax.MaskedNode(), labels, declared)
 
 
 def _apply_rate(rate: Callable, scales: Any, decays: Any) -> optax.GradientTransformationExtraArgs:

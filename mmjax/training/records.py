@@ -13,13 +13,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 import mmjax
+from mmjax.core.batch import FAULTS, Batch
 from mmjax.core.config import to_json
+from mmjax.core.protocols import Data
 from mmjax.training import durable
 from mmjax.training.experiment import Experiment
+from mmjax.training.writers import read_metrics
 
 FORMAT = 1
+BAD = "bad_records.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -89,6 +94,24 @@ def forget_later(folder: pathlib.Path, after: int, steps: int) -> None:
     for path in folder.glob("evals/*/*.json"):
         if path.stem.isdigit() and int(path.stem) > after:
             path.unlink()
+    bad = folder / BAD
+    if bad.exists():
+        kept = [entry for entry in read_metrics(bad) if entry["step"] <= after]
+        durable.write_text(bad, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
+
+
+def list_bad(folder: pathlib.Path, data: Data, step: int, batch: Batch) -> None:
+    """Appends the null examples of a host batch to bad_records.jsonl, one line each: step, id, fault, and what the data
+    can tell of them through a method `faults(batch)`. A batch without one costs a look at B bytes."""
+    rows, samples = np.nonzero(batch.fault > FAULTS.index("padding"))
+    if not rows.size:
+        return
+    codes, ids = batch.fault[rows, samples], batch.id[rows, samples]
+    known = {entry["id"]: entry for entry in data.faults(batch)} if hasattr(data, "faults") else {}
+    with open(folder / BAD, "a", encoding="utf-8") as file:
+        for code, number in zip(codes.tolist(), ids.tolist(), strict=True):
+            entry = {"step": step, "id": number, "fault": FAULTS[code]} | known.get(number, {})
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def numbers(results: Any, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -77,6 +77,7 @@ class Session:
         self.step += 1
         self.examples += self._rows
         self._batches.append((self.step, batch.id))
+        records.list_bad(self.folder, self.experiment.data, self.step, batch)
         self.supervisor.beat(self.step)
 
     def between(self) -> None:

@@ -164,6 +164,7 @@ class Supervisor:
             if ready:
                 self._hear(self._bell.recv(64), now)
             if now > self._leave_by_s:
+                self._settle(None)
                 self._leave(f"stopped by {self._signal_name}{self._where()}, not finished within {self.grace_s:g} s")
             elif not self.stopping and (limit_s := self._limit_s()) is not None and now - self._beat_s > limit_s:
                 self._hung(now - self._beat_s)

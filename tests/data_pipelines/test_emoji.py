@@ -74,14 +74,19 @@ def test_pools_are_large_and_equal_in_both_styles():
     assert len(EmojiPairs("train")) == 14 * len(EmojiPairs("train", captions=14))
 
 
-def test_no_concept_of_an_unseen_concept_is_trained_on_in_any_form():
-    seen = {emoji.meaning.concept for emoji in of("train")} | {
-        emoji.meaning.concept for emoji in of("unseen_compositions")
-    }
+def test_no_unseen_concept_is_trained_on_in_any_tone():
+    seen = {emoji.meaning.form for split in ("train", "unseen_compositions") for emoji in of(split)}
     unseen = of("unseen_concepts")
-    assert not {emoji.meaning.concept for emoji in unseen} & seen
+    assert not {emoji.meaning.form for emoji in unseen} & seen
     assert not any(emoji.meaning.tones for emoji in unseen)
     assert {emoji.group for emoji in unseen} == {emoji.group for emoji in catalogue()} - {"Flags"}
+
+
+def test_kin_says_whether_training_shows_the_concept_with_another_gender_or_direction():
+    trained = {emoji.meaning.concept for emoji in of("train")}
+    kin = [splits.kin()[place] for place in splits.members("unseen_concepts")]
+    assert kin == [splits.KIN[emoji.meaning.concept in trained] for emoji in of("unseen_concepts")]
+    assert min(kin.count(name) for name in splits.KIN) > 30
 
 
 def test_unseen_compositions_have_parts_that_training_shows_but_never_together():

@@ -139,3 +139,10 @@ def test_unknown_label_and_no_data(table, answers):
         task(emoji(table, null=tuple(range(36)))).evaluate(answers(perfect(data)))
     with pytest.raises(UserError, match="no modality of the model's outputs is called 'audio'"):
         task(data, gallery="audio").evaluate(answers(perfect(data)))
+
+
+def test_pictures_without_a_label_are_not_one_picture(table, answers):
+    data = table(8, {"picture": np.array([0, 0, 1, 1, -1, -1, -1, -1])})
+    vectors = {name: RNG.normal(size=(8, 4)) for name in ("text", "image")}
+    found = Retrieval(data, same="picture").evaluate(answers(vectors))
+    assert found["text_to_image"]["pool"]["gallery"] == [6]

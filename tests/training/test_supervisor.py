@@ -87,6 +87,7 @@ def test_what_does_not_finish_within_the_grace_time_is_left(tmp_path):
     child = run(tmp_path, "supervisor.beat(7); tell(signal.SIGTERM); forever.wait()", grace_s=0.3)
     assert child.returncode == ExitCode.RETRY
     assert "stopped by SIGTERM after step 7, not finished within 0.3 s" in child.err
+    assert not (tmp_path / "attempts.json").exists()  # being preempted is no death
 
 
 def test_a_hang_is_noticed_and_every_stack_is_written_down(tmp_path):
