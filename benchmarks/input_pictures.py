@@ -1,4 +1,4 @@
-"""JPEGs to measure with: made on the spot from a seed, in size, entropy and compression like photographs from the web."""
+"""JPEGs to measure with: made on the spot from a seed, in size and compression like photographs from the web."""
 
 from __future__ import annotations
 

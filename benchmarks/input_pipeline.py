@@ -1,11 +1,12 @@
-"""Pictures per second from JPEGs to batches.                                           python -m benchmarks.input_pipeline
+"""Pictures per second from JPEGs to batches.                                        python -m benchmarks.input_pipeline
 
-Ours: decoding by simplejpeg, bicubic resizing of the central square, uint8 batches (the device normalises), threads. The
-peer: open_clip's transform in torch's DataLoader, a worker process per core (input_torch.py); and the same with uint8 batches. JPEGs lie
-in memory, the streams are under way when timing starts, and the first batches of both must agree: the same pictures, the
-same filter, the square cut out before resizing (ours) or after (theirs), which moves pixels by up to a fifth of one.
+Ours: simplejpeg decodes, the central square is resized bicubically, batches are uint8 (the device normalises); threads.
+The peer: open_clip's transform in torch's DataLoader, a worker process per core; and the same with uint8 batches
+(input_torch.py). JPEGs lie in memory, the streams are under way when timing starts, and the first batches of both must
+agree: the same pictures, the same filter, the square cut out before resizing (ours) or after (theirs), which moves
+pixels by up to a fifth of one.
 
-Then the demo: how many steps' worth of its batches its pipeline makes in the time of one of its steps, each alone.
+Then the demo: how many batches its pipeline makes in the time of one of its steps, each alone on the machine.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has PyTorch and Pillow")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=16, help="timed together")
+    parser.add_argument("--batches", type=int, default=8, help="timed together")
     parser.add_argument("--calls", type=int, default=3, help="timings in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="ours: threads; theirs: worker processes")

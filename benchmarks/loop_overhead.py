@@ -1,9 +1,10 @@
-"""What the training loop itself costs per step.                                          python -m benchmarks.loop_overhead
+"""What the training loop itself costs per step.                                      python -m benchmarks.loop_overhead
 
-The real `loop.train`, supervised and logging as in every run, around a model that does next to nothing: one weight, eight
-small pictures with texts and labels. The time from one step's beginning to the next is then what the host needs (or less:
-the device's few microseconds are in it). With the guard and without; beside them, the bare compiled call in a Python loop.
-Step times are given as the median of single steps and as means over a hundred, which include what comes now and then.
+The real `loop.train`, supervised and logging as in every run, around a model that does next to nothing: one weight, and
+eight small pictures with texts and labels. The time from the beginning of one step to the next is what the host needs,
+and what the device needs for nearly nothing. With the guard and without; beside them, the bare compiled call in a
+Python loop, which no loop can beat. Given are the median of single steps, and means of a hundred, in which everything
+is that comes now and then (logging, garbage collection).
 """
 
 from __future__ import annotations

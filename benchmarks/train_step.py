@@ -21,12 +21,14 @@ import numpy as np
 from benchmarks.measure import Target, Timing, conclude, hand_over, interleave, peak_mib, table, time_calls
 from experiments import emoji_towers
 from mmjax.core.batch import Batch, Images, Text
+from mmjax.core.config import leaves, override
 from mmjax.core.parameters import unbox
 from mmjax.core.pytrees import flatten_names
 from mmjax.encoders.image import ConvStem, ViT
 from mmjax.encoders.text import TextEncoder
 from mmjax.heads.contrastive import Contrastive
 from mmjax.models.towers import Tower, Towers
+from mmjax.nn.norms import PictureNorm
 from mmjax.objectives.contrastive import InfoNCE
 from mmjax.training.experiment import Experiment, weighted
 from mmjax.training.guard import NoGuard
@@ -72,9 +74,12 @@ def plain(model: Towers, objective: InfoNCE, shapes: Batch) -> Experiment:
 
 
 def demo() -> Experiment:
-    """The demo's towers and objective on its shapes: 256 pictures with four names each."""
+    """The demo's towers and objective on its shapes, 256 pictures with four names each, without what is left to chance:
+    the two sides must see the same numbers."""
     whole = emoji_towers.experiment()
-    return plain(whole.model, whole.objectives["infonce"].objective, whole.data.spec())
+    chances = [name for name, _ in leaves(whole.model) if name.rsplit(".", 1)[-1] in ("dropout", "hide")]
+    model = override(whole.model, dict.fromkeys(chances, "0"))
+    return plain(model, whole.objectives["infonce"].objective, whole.data.spec())
 
 
 def vit() -> Experiment:
@@ -113,8 +118,10 @@ def random_batch(experiment: Experiment) -> Batch:
 
 
 def weights_of(experiment: Experiment, batch: Batch) -> Any:
-    """The parameters of step 0."""
-    return unbox(jax.jit(experiment.model.init)({"params": jax.random.key(0)}, batch)["params"])
+    """The parameters of step 0, all of them moved a little: no zero may hide a part that the two sides do differently."""
+    params = unbox(jax.jit(experiment.model.init)({"params": jax.random.key(0)}, batch)["params"])
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: x + 0.02 * rng.normal(size=x.shape).astype(np.float32), params)
 
 
 def write_for_peer(name: str, folder: Path) -> None:
@@ -123,7 +130,8 @@ def write_for_peer(name: str, folder: Path) -> None:
     batch = random_batch(experiment)
     weights = {path: np.asarray(x) for path, x in flatten_names(weights_of(experiment, batch)).items()}
     np.savez(folder / "weights.npz", **weights)
-    stem = experiment.model.image.encoder.stem
+    encoder = experiment.model.image.encoder
+    stem = encoder.stem
     strides = [stride for _, _, stride in stem.stages] if isinstance(stem, ConvStem) else []
     np.savez(
         folder / "batch.npz",
@@ -133,7 +141,10 @@ def write_for_peer(name: str, folder: Path) -> None:
         picture=batch.labels.get("picture", 0),
         caption=batch.labels.get("caption_id", 0),
         texts=batch.fault.shape[1],
+        mean=encoder.mean[0],
+        std=encoder.std[0],
         cell=stem.patch,
+        whole=isinstance(stem, ConvStem) and isinstance(stem.norm, PictureNorm),
         strides=np.array(strides, int),
         rate=RATE,
         decay=DECAY,

@@ -46,6 +46,33 @@ def norm(weights: Weights, prefix: str) -> nn.LayerNorm:
     return layer
 
 
+class PictureNorm(nn.Module):
+    """GroupNorm with one group, over [B H W C]."""
+
+    def __init__(self, weights: Weights, prefix: str):
+        super().__init__()
+        self.inner = nn.GroupNorm(1, len(weights[prefix + "scale"]), eps=1e-4)
+        self.inner.weight.data.copy_(torch.from_numpy(weights[prefix + "scale"]))
+        self.inner.bias.data.copy_(torch.from_numpy(weights[prefix + "bias"]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class GatedResidual(nn.Module):
+    """x + down(silu(gate) * up), of the normalised x."""
+
+    def __init__(self, weights: Weights):
+        super().__init__()
+        self.norm = norm(weights, "norm/")
+        self.both = linear(np.concatenate([weights["layer/gate/kernel"], weights["layer/up/kernel"]], 1), None)
+        self.down = linear(weights["layer/down/kernel"], None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.both(self.norm(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
+
+
 class Block(nn.Module):
     """Pre-norm attention and feed-forward."""
 
@@ -103,7 +130,7 @@ class Transformer(nn.Module):
 class Stem(nn.Module):
     """Patches by one strided convolution, or cells and stages of convolution, norm and GELU."""
 
-    def __init__(self, weights: Weights, cell: int, strides: tuple[int, ...]):
+    def __init__(self, weights: Weights, cell: int, strides: tuple[int, ...], whole: bool):
         super().__init__()
         self.cell, self.convs, self.norms = cell, nn.ModuleList(), nn.ModuleList()
         if not strides:
@@ -111,7 +138,8 @@ class Stem(nn.Module):
             kernels = [(kernel.reshape(cell, cell, 3, -1), weights["patches/bias"], cell)]
         else:
             kernels = [(weights[f"conv_{i}/kernel"], weights[f"conv_{i}/bias"], s) for i, s in enumerate(strides)]
-            self.norms.extend(norm(weights, f"norm_{i}/") for i in range(len(strides)))
+            kind = PictureNorm if whole else norm
+            self.norms.extend(kind(weights, f"norm_{i}/") for i in range(len(strides)))
         for kernel, bias, stride in kernels:
             size, _, inner, outer = kernel.shape
             conv = nn.Conv2d(inner, outer, size, stride).to(memory_format=torch.channels_last)
@@ -140,11 +168,14 @@ class Stem(nn.Module):
 class Towers(nn.Module):
     """Image and text tower, and the head."""
 
-    def __init__(self, weights: Weights, cell: int, strides: tuple[int, ...], texts: int):
+    def __init__(self, weights: Weights, batch: dict[str, np.ndarray]):
         super().__init__()
         image, text = below(weights, "image/"), below(weights, "text/")
-        self.texts = texts
-        self.stem = Stem(below(image, "encoder/stem/"), cell, strides)
+        strides, whole = tuple(batch["strides"].tolist()), bool(batch["whole"])
+        self.stem = Stem(below(image, "encoder/stem/"), int(batch["cell"]), strides, whole)
+        self.mean, self.std = float(batch["mean"]), float(batch["std"])
+        after = below(text, "after/")
+        self.after = GatedResidual(after) if after else nn.Identity()
         self.image, self.text = Transformer(image), Transformer(text)
         self.grid = nn.Parameter(torch.from_numpy(image["encoder/positions/table"]))
         self.words = nn.Embedding.from_pretrained(torch.from_numpy(text["encoder/embedding/table"]), freeze=False)
@@ -155,11 +186,12 @@ class Towers(nn.Module):
 
     def forward(self, pixels: torch.Tensor, ids: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """pixels [B H W 3] uint8, ids and real [B S T/S] -> unit vectors of images [B E] and texts [B S E], scale."""
-        x = self.stem(pixels.float() * (1 / 127.5) - 1.0) + self.grid
+        x = self.stem(pixels.float() * (1 / (255 * self.std)) - self.mean / self.std) + self.grid
         image = F.normalize(self.to_image(self.image(x, None)), dim=-1)
         x = self.words(ids.view(-1, ids.shape[-1]))
         x = x if self.places is None else x + self.places[: x.shape[1]]
-        text = F.normalize(self.to_text(self.text(x, real.view(-1, real.shape[-1]))), dim=-1)
+        pooled = self.after(self.text(x, real.view(-1, real.shape[-1])))
+        text = F.normalize(self.to_text(pooled), dim=-1)
         return image, text, self.log_scale.clamp(max=float(np.log(100.0))).exp()
 
 
@@ -190,9 +222,8 @@ def main(folder: Path, form: str, calls: int) -> None:
     """Times steps, and hands over the losses of the first ones."""
     torch.set_num_threads(int(os.environ["MMJAX_BENCH_THREADS"]))
     batch = dict(np.load(folder / "batch.npz"))
-    strides, texts = tuple(batch["strides"].tolist()), int(batch["texts"])
-    model = Towers(dict(np.load(folder / "weights.npz")), int(batch["cell"]), strides, texts)
-    rows = len(batch["pixels"])
+    model = Towers(dict(np.load(folder / "weights.npz")), batch)
+    rows, texts = len(batch["pixels"]), int(batch["texts"])
     pixels, ids, real = (torch.from_numpy(batch[name]) for name in ("pixels", "ids", "real"))
     inputs = pixels, ids.view(rows, texts, -1).long(), real.view(rows, texts, -1)
     positive = counted = None

@@ -54,11 +54,11 @@ SLICES = ("language", "kin", "style", "tone", "gender", "group")
 
 
 def experiment(
-    width: int = 256, resolution: int = 32, batch: int = 256, captions: int = 3, steps: int = 1_200
+    width: int = 256, resolution: int = 40, batch: int = 256, captions: int = 3, steps: int = 950
 ) -> Experiment:
     """width: of the shared space; resolution: pixels; batch: pictures per step, each with `captions` of its names."""
     train = EmojiPairs("train", resolution=resolution, captions=captions)
-    words = SentencePiece(train, vocabulary=6_000)
+    words = SentencePiece(train, vocabulary=6_000, normalisation="nfkc_cf")
     read = TextFeature(words, length=16)
     read_many = dataclasses.replace(read, samples=captions)
 
@@ -82,8 +82,8 @@ def experiment(
         model=Towers(
             image=_image_tower(resolution), text=_text_tower(train, words, width), head=Contrastive(width, scale=20.0)
         ),
-        # A third of a batch is people who differ in tone and gender alone: each other's hardest negatives.
-        data=Mixture((drawn("base", OneOfEach("code")), drawn("toned", Clustered("concept", "code", 4))), (0.65, 0.35)),
+        # Half of a batch is people who differ in tone and gender alone: each other's hardest negatives.
+        data=Mixture((drawn("base", OneOfEach("code")), drawn("toned", Clustered("concept", "code", 6))), (0.5, 0.5)),
         objectives={"infonce": weighted(1.0, InfoNCE(same="picture", alike=("caption_id",)))},
         # Adam for the words: their matrices are large and their gradients sparse; orthogonalising them costs too much.
         optimizer=muon(Cosine(6e-3, warmup=40), decay=0.05, groups=(Group("(text|head)/.*", rule=Adam(b2=0.98)),)),
@@ -104,11 +104,11 @@ def experiment(
 
 
 def _image_tower(resolution: int) -> Tower:
-    """Cells of 4 pixels, two convolutions, one block. White, the ground of every picture, is 0; branches start as
+    """Eight by eight cells, two convolutions, one block. White, the ground of every picture, is 0; branches start as
     nothing: both are worth a third of the steps."""
     encoder = ViT(
-        stem=ConvStem(((96, 3, 1), (160, 3, 2)), patch=4, norm=PictureNorm()),
-        positions=LearnedGrid((resolution // 8, resolution // 8)),
+        stem=ConvStem(((96, 3, 1), (160, 3, 2)), patch=resolution // 8, norm=PictureNorm()),
+        positions=LearnedGrid((4, 4)),
         stack=Stack(Block(Attention(4, gain=0.0), FeedForward(320, gain=0.0)), depth=1, keep=KeepAll()),
         mean=(1.0, 1.0, 1.0),
         std=(0.3, 0.3, 0.3),

@@ -1,7 +1,8 @@
 """Which emoji is trained on and which is held out, and for which question. A pure function of the installed packages.
 
 unseen_concepts      emoji that training never shows in any tone or style, in their base form (not from Flags)
-unseen_compositions  toned emoji of trained concepts: their role, gender and tones all occur in training, never together
+unseen_compositions  toned emoji of trained concepts: their role, gender and tone all occur in training, never together
+                     (people of one tone; the names of two-toned couples differ by the order of their words alone)
 unseen_style         trained base forms as Twemoji draws them; training never shows a Twemoji picture
 
 An unseen concept is an emoji with a name of its own, less its skin tones. Training may show its kin: the same thing done by
@@ -86,7 +87,11 @@ def _unseen_compositions(everything: Sequence[Emoji], toned: Sequence[int], twin
     total = collections.Counter(part for place in toned for part in parts(place))
     held: collections.Counter[Hashable] = collections.Counter()
     chosen: list[int] = []
-    eligible = [place for place in toned if place not in twins and _in_all_styles(everything[place])]
+    eligible = [
+        place
+        for place in toned
+        if everything[place].meaning.tone != "mixed" and place not in twins and _in_all_styles(everything[place])
+    ]
     for place in _drawn(eligible, lambda place: "t" + everything[place].code):
         role, tones = parts(place)
         if len(chosen) >= COMPOSITION_SHARE * len(toned):

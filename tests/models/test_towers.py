@@ -85,6 +85,16 @@ def test_causal_text_does_not_see_what_follows():
     assert not np.allclose(a[:, 6:], b[:, 6:], atol=1e-3)
 
 
+def test_hidden_words_change_training_only_and_never_hide_a_whole_text():
+    encoder, text = TextEncoder.of("mu", 300, 24, hide=0.9), Batch.fake(Batch.spec(64, text=12), 0).text
+    params = unbox(encoder.init({"params": jax.random.key(0)}, text))
+    still = encoder.apply(params, text).valid
+    np.testing.assert_array_equal(still, text.valid)
+    seen = encoder.apply(params, text, train=True, rngs={"dropout": jax.random.key(0)}).valid
+    assert 0.1 < seen.sum() / still.sum() < 0.4
+    np.testing.assert_array_equal(seen.any(1), still.any(1))
+
+
 def test_an_absent_picture_changes_nothing_for_others_and_is_said_so(model):
     apply, params, batch = model
     valid = np.array([[True], [False], [True], [True]])

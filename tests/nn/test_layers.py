@@ -12,11 +12,11 @@ from mmjax.core.parameters import Declared, is_declared, unbox
 from mmjax.core.pytrees import flatten_names
 from mmjax.core.tokens import Places, Tokens
 from mmjax.nn.attention import Attention
-from mmjax.nn.block import Block
+from mmjax.nn.block import Block, Residual
 from mmjax.nn.embeddings import LearnedGrid, LearnedPositions, SinCosGrid
 from mmjax.nn.feedforward import FeedForward, GatedFeedForward
 from mmjax.nn.linear import Linear
-from mmjax.nn.norms import LayerNorm, RMSNorm
+from mmjax.nn.norms import LayerNorm, PictureNorm, RMSNorm
 from mmjax.nn.pooling import AttentionPool, First, Last, Mean, WeightedMean
 from mmjax.nn.sizes import SIZES, size_of, with_patch
 from mmjax.nn.stack import KeepAll, KeepNamed, KeepNothing, Stack
@@ -62,6 +62,19 @@ def test_norms():
     np.testing.assert_allclose(np.std(y, -1), 1, atol=1e-4)
     np.testing.assert_allclose(np.mean(np.square(run(RMSNorm(), 5 * X)), -1), 1, atol=1e-4)
     assert run(LayerNorm(), jnp.asarray(X, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_picture_norm_is_over_places_and_channels_of_one_picture():
+    pictures = np.random.default_rng(1).normal(3, 5, size=(2, 4, 4, 8)).astype(np.float32)
+    y = np.asarray(run(PictureNorm(), pictures)).reshape(2, -1)
+    np.testing.assert_allclose([y.mean(1), y.std(1)], [[0, 0], [1, 1]], atol=1e-4)
+    np.testing.assert_allclose(run(PictureNorm(), pictures[:1])[0], run(PictureNorm(), pictures)[0], atol=1e-5)
+
+
+def test_branches_with_gain_zero_start_as_nothing():
+    block = Block(Attention(2, gain=0.0), FeedForward(32, gain=0.0))
+    np.testing.assert_array_equal(run(block, X), X)
+    np.testing.assert_array_equal(run(Residual(GatedFeedForward(32, gain=0.0)), X), X)
 
 
 def test_gated_feedforward_is_the_published_product():

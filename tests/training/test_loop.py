@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -257,6 +258,29 @@ def test_an_objective_that_asks_for_what_is_not_there_is_told_what_is(tmp_path):
 def test_data_that_ends_before_the_run_does_says_so(tmp_path):
     with pytest.raises(DataError, match="ended after 32 examples"):
         fit(tmp_path, experiment(data=Fake(length=32)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Torn(Fake):
+    """Example 5 of every 8 is a null example."""
+
+    def batches(self, position=0, process=0, processes=1):
+        for batch in super().batches(position, process, processes):
+            yield batch.replace(fault=np.where(batch.id % 8 == 5, 2, batch.fault).astype(np.uint8))
+
+
+def test_null_examples_are_listed_once_also_by_a_run_that_was_stopped(tmp_path):
+    torn = Torn(**{field.name: getattr(experiment().data, field.name) for field in dataclasses.fields(Fake)})
+    whole = experiment(data=torn, steps=6, checkpoints=Checkpoints(every=2))
+    train(whole, tmp_path / "whole")
+    with contextlib.suppress(Stopped):
+        train(whole, tmp_path / "stopped", supervisor=StopAt(3))
+    train(whole, tmp_path / "stopped")
+    lines = [(tmp_path / name / "bad_records.jsonl").read_text() for name in ("whole", "stopped")]
+    assert lines[0] == lines[1]
+    listed = [json.loads(line) for line in lines[0].splitlines()]
+    assert listed and all(entry["fault"] == "unreadable" and entry["id"] % 8 == 5 for entry in listed)
+    assert sorted({entry["step"] for entry in listed}) == [1, 2, 3, 4, 5, 6]
 
 
 def test_an_experiment_survives_its_run_folder(tmp_path, monkeypatch):

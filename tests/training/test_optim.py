@@ -121,6 +121,14 @@ def test_muon_orthogonalises_each_layer_and_leaves_the_rest_to_adam():
     np.testing.assert_allclose(changes["stack"]["bias"], -np.sign(GRADS["stack"]["bias"]), rtol=1e-4)
 
 
+def test_a_group_may_follow_another_rule_than_muon():
+    changes, _, _ = steps(muon(0.1, clip=None, groups=(Group("head/.*", rule=Adam()),)))
+    adam, _, _ = steps(adamw(0.1, clip=None))
+    muon_alone, _, _ = steps(muon(0.1, clip=None))
+    np.testing.assert_array_equal(changes["head"]["kernel"], adam["head"]["kernel"])
+    np.testing.assert_array_equal(changes["stack"]["kernel"], muon_alone["stack"]["kernel"])
+
+
 def test_what_counts_as_a_matrix():
     assert matrix(("layers", "heads", "head_dim", "width")) == ((1, 2), (3,))
     assert matrix(("width", "stack", "kv_heads", "head_dim")) == ((0,), (2, 3))
