@@ -118,7 +118,7 @@ def random_batch(experiment: Experiment) -> Batch:
 
 
 def weights_of(experiment: Experiment, batch: Batch) -> Any:
-    """The parameters of step 0, all of them moved a little: no zero may hide a part that the two sides do differently."""
+    """The parameters of step 0, all of them moved a little: no zero may hide what the two sides do differently."""
     params = unbox(jax.jit(experiment.model.init)({"params": jax.random.key(0)}, batch)["params"])
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: x + 0.02 * rng.normal(size=x.shape).astype(np.float32), params)

@@ -31,9 +31,9 @@ class EmojiPairs:
     as there are languages, and each caption stands in `captions` of them.
 
     A record has `image` [R R 3] uint8, `caption` (text; a tuple when `captions` > 1) and, as integers, `picture` (equal
-    for pictures equal to the last bit), `caption_id` (equal for equal captions), `code` (which emoji), `concept` (of all its
-    genders and tones), `kin` (is the concept trained on),
-    `language`, `style`, `tone`, `gender`, `group`, `subgroup`; caption_id and language are [captions] when that is > 1.
+    for pictures equal to the last bit), `caption_id` (equal for equal captions), `code` (which emoji), `concept` (of
+    all its genders and tones), `kin` (is the concept trained on), `language`, `style`, `tone`, `gender`, `group`,
+    `subgroup`; caption_id and language are [captions] when that is > 1.
     """
 
     split: str = "train"

@@ -5,8 +5,8 @@ unseen_compositions  toned emoji of trained concepts: their role, gender and ton
                      (people of one tone; the names of two-toned couples differ by the order of their words alone)
 unseen_style         trained base forms as Twemoji draws them; training never shows a Twemoji picture
 
-An unseen concept is an emoji with a name of its own, less its skin tones. Training may show its kin: the same thing done by
-another gender or facing another way (`kin`). Results are given for both kinds, with kin and without.
+An unseen concept is an emoji with a name of its own, less its skin tones. Training may show its kin: the same thing
+done by another gender or facing another way (`kin`). Results are given for both kinds, with kin and without.
 """
 
 from __future__ import annotations
