@@ -192,6 +192,8 @@ TOY: dict[str, dict[str, str]] = {
 }
 """Settings that shrink an experiment to seconds."""
 
+LARGE = {"siglip_b16": {"batch": "64"}, "clip_l14": {"batch": "64"}}
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> pathlib.Path:
@@ -236,7 +238,8 @@ def test_an_experiment_opens_with_how_to_run_it(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("devices", [1, 8])
 def test_an_experiment_fits_by_its_shapes(name, devices):
-    check(module_of(name).experiment(), devices)
+    """At full size, but for batches that are larger than the pictures at hand."""
+    check(config.call(module_of(name).experiment, LARGE.get(name, {})), devices)
 
 
 @pytest.mark.slow
