@@ -105,7 +105,7 @@ def experiment(
 
 def _image_tower(resolution: int) -> Tower:
     """Eight by eight cells, two convolutions, one block. White, the ground of every picture, is 0; branches start as
-    nothing: both are worth a third of the steps."""
+    nothing."""
     encoder = ViT(
         stem=ConvStem(((96, 3, 1), (160, 3, 2)), patch=resolution // 8, norm=PictureNorm()),
         positions=LearnedGrid((4, 4)),

@@ -14,12 +14,6 @@ from jaxtyping import Array, Float, UInt8
 from mmjax.core.batch import Batch
 
 
-def nothing(rng: jax.Array, batch: Batch) -> Batch:
-    """The batch as it is."""
-    del rng
-    return batch
-
-
 @dataclasses.dataclass(frozen=True)
 class Jitter:
     """Random shift, zoom, stretch and colour of each picture; outside of the picture is `fill`.

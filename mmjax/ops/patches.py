@@ -24,8 +24,7 @@ def grid(height: int, width: int, patch: int) -> tuple[int, int]:
 def patchify(pixels: Float[Array, "*b H W C"], patch: int) -> Float[Array, "*b hw PPC"]:
     """Non-overlapping patches in row-major order, pixels of a patch row-major, channel last.
 
-    A reshape and a transpose: the matrix product that follows is what a strided convolution would compute, and XLA runs
-    it faster on every platform."""
+    A reshape and a transpose: the matrix product that follows is what a strided convolution would compute."""
     *lead, height, width, channels = pixels.shape
     h, w = grid(height, width, patch)
     cells = pixels.reshape(*lead, h, patch, w, patch, channels)
