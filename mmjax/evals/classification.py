@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mmjax.core.errors import DataError
-from mmjax.evals.embeddings import Embedded
+from mmjax.core.protocols import Data, EvalContext
+from mmjax.evals.embeddings import Embedded, embed
 from mmjax.evals.results import Bootstrap, Cases, Record
 
 Array = np.ndarray
@@ -30,6 +31,17 @@ class Judge:
     def labels(self) -> tuple[str | None, ...]:
         """What must be known of each example."""
         return (self.label, self.cluster, *self.slices)
+
+    def embedded(
+        self, context: EvalContext, data: Data, modality: str, same: str | None, output: str = "embeddings"
+    ) -> Embedded:
+        """What is judged: one row per picture (`same`), those without a class (-1) left out. Raises DataError when none
+        has one."""
+        found = embed(context, data, (modality,), (*self.labels(), same), output).unique(same)
+        found = found.select(found.labels[self.label] >= 0)
+        if len(found.id) == 0:
+            raise DataError(f"no example has a class in label {self.label!r} (all are -1)")
+        return found
 
     def results(self, kind: str, found: Embedded, scores: Float[Array, "N C"]) -> Record:
         """`all`: accuracy, top5, and balanced accuracy (the mean over classes of each one's recall); then accuracy by
@@ -77,15 +89,6 @@ def class_names(found: Embedded, label: str) -> Sequence[str]:
     if label not in found.names:
         raise DataError(f"the classes of {label!r} have no names: the data's names() must list them")
     return found.names[label]
-
-
-def one_per(found: Embedded, same: str | None, label: str) -> Embedded:
-    """One row per picture, those without a class (-1) left out. Raises DataError when none has one."""
-    found = found.unique(same)
-    found = found.select(found.labels[label] >= 0)
-    if len(found.id) == 0:
-        raise DataError(f"no example has a class in label {label!r} (all are -1)")
-    return found
 
 
 def _confusions(found: Embedded, label: str, truth: Int[Array, " N"], guess: Int[Array, " N"]) -> list[Record]:

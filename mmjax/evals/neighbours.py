@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mmjax.core.protocols import Data, EvalContext
-from mmjax.evals.classification import Judge, one_per
-from mmjax.evals.embeddings import embed, normalised
+from mmjax.evals.classification import Judge
+from mmjax.evals.embeddings import normalised
 from mmjax.evals.results import Record
 
 Array = np.ndarray
@@ -33,9 +33,8 @@ class Neighbours:
 
     def evaluate(self, context: EvalContext) -> Record:
         """`Judge.results`."""
-        labels = (*self.judge.labels(), self.same)
         train, test = (
-            one_per(embed(context, data, (self.modality,), labels, self.output), self.same, self.judge.label)
+            self.judge.embedded(context, data, self.modality, self.same, self.output)
             for data in (self.train, self.test)
         )
         truth = train.labels[self.judge.label]

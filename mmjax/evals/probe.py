@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mmjax.core.protocols import Data, EvalContext
-from mmjax.evals.classification import Judge, one_per
-from mmjax.evals.embeddings import embed
+from mmjax.evals.classification import Judge
 from mmjax.evals.results import Record, codes
 
 Array = np.ndarray
@@ -35,9 +34,8 @@ class Probe:
 
     def evaluate(self, context: EvalContext) -> Record:
         """`Judge.results`, and the chosen penalty."""
-        labels = (*self.judge.labels(), self.same)
         train, test = (
-            one_per(embed(context, data, (self.modality,), labels, self.output), self.same, self.judge.label)
+            self.judge.embedded(context, data, self.modality, self.same, self.output)
             for data in (self.train, self.test)
         )
         truth = train.labels[self.judge.label]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from mmjax.core.errors import UserError
 from mmjax.core.protocols import Data, EvalContext
-from mmjax.evals.classification import Judge, class_names, one_per
+from mmjax.evals.classification import Judge, class_names
 from mmjax.evals.embeddings import embed, normalised
 from mmjax.evals.prompts import Prompts, ReadsText
 from mmjax.evals.results import Record
@@ -38,9 +38,7 @@ class ZeroShot:
 
     def evaluate(self, context: EvalContext) -> Record:
         """`Judge.results`, and the prompts that were used."""
-        found = one_per(
-            embed(context, self.data, (self.modality,), (*self.judge.labels(), self.same)), self.same, self.judge.label
-        )
+        found = self.judge.embedded(context, self.data, self.modality, self.same)
         names = [self.words.get(name, spoken(name)) for name in class_names(found, self.judge.label)]
         prompts = tuple(template.format(name) for name in names for template in self.templates)
         texts = embed(context, Prompts(self.reader, prompts), ("text",)).vectors["text"]
