@@ -30,6 +30,7 @@ from mmjax.heads.contrastive import Contrastive
 from mmjax.models.towers import Tower, Towers
 from mmjax.nn.norms import PictureNorm
 from mmjax.objectives.contrastive import InfoNCE
+from mmjax.training.compilation import executable
 from mmjax.training.experiment import Experiment, weighted
 from mmjax.training.guard import NoGuard
 from mmjax.training.optim import adamw
@@ -159,7 +160,8 @@ def ours(name: str, calls: int) -> None:
     params = weights_of(experiment, batch)
     average, guard = experiment.average.init(params), experiment.guard.init()
     state = TrainState(jax.numpy.zeros((), "int32"), params, update.init(params), average, guard)
-    step = jax.jit(make_step(experiment, update), donate_argnums=0).lower(state, batch).compile()
+    lowered = jax.jit(make_step(experiment, update), donate_argnums=0).lower(state, batch)
+    step = executable(lowered, jax.default_backend())
 
     def call() -> float:
         nonlocal state

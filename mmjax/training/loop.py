@@ -20,6 +20,7 @@ from mmjax.core.protocols import Data
 from mmjax.training import records, recovery
 from mmjax.training.check import check
 from mmjax.training.checkpoints import CheckpointStore
+from mmjax.training.compilation import executable
 from mmjax.training.experiment import Experiment
 from mmjax.training.optim import Update
 from mmjax.training.session import Session, Unsupervised
@@ -102,7 +103,7 @@ def compile_step(experiment: Experiment, update: Update, abstract: TrainState, m
     step = jax.jit(
         make_step(experiment, update), in_shardings=(state, rows), out_shardings=(state, whole), donate_argnums=0
     )
-    return step.lower(abstract, experiment.data.spec()).compile()
+    return executable(step.lower(abstract, experiment.data.spec()), mesh.devices.flat[0].platform)
 
 
 def feeder(layout: Layout, mesh: Mesh) -> Callable[[Batch], Batch]:
