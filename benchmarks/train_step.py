@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.measure import Target, Timing, conclude, hand_over, interleave, peak_mib, table, time_calls
 from experiments import emoji_towers
+from mmjax.core.allocator import keep_pages
 from mmjax.core.batch import Batch, Images, Text
 from mmjax.core.config import leaves, override
 from mmjax.core.parameters import unbox
@@ -154,6 +155,7 @@ def write_for_peer(name: str, folder: Path) -> None:
 
 def ours(name: str, calls: int) -> None:
     """Our side, in a process of its own: the step as the loop runs it, state donated."""
+    keep_pages()  # as the command line does
     experiment = MODELS[name]()
     batch = jax.device_put(random_batch(experiment))
     update = build_update(experiment)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import mmjax
 from mmjax.cli.arguments import COMMANDS, parser_of
+from mmjax.core.allocator import keep_pages
 from mmjax.core.errors import ExitCode, UserError, unknown_name
 
 GROUP = "mmjax.commands"
@@ -65,6 +66,7 @@ def _dispatch(words: list[str]) -> int:
     arguments = parser_of(command).read(rest)
     if getattr(arguments, "devices", None):
         virtual_devices(arguments.devices)
+    keep_pages()
     return importlib.import_module(f"mmjax.cli.{command}").run(arguments) or int(ExitCode.DONE)
 
 

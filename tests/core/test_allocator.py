@@ -1,0 +1,43 @@
+"""A process that computes on the CPU keeps the memory it has freed."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+TOUCH = """
+import resource, sys
+import numpy as np
+from mmjax.core.allocator import keep_pages
+kept = keep_pages()
+for _ in range(3):
+    np.ones(32 << 20, np.uint8)  # written and freed
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    np.ones(32 << 20, np.uint8)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(platforms: str) -> tuple[str, int]:
+    """(whether memory was kept, page faults of ten blocks of 32 MiB) in a process of its own."""
+    environment = {"JAX_PLATFORMS": platforms, "PATH": ""}
+    out = subprocess.run([sys.executable, "-c", TOUCH], capture_output=True, text=True, env=environment, check=True)
+    kept, count = out.stdout.split()
+    return kept, int(count)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_blocks_that_come_again_cost_no_page_faults_on_a_cpu():
+    kept, count = faults("cpu")
+    assert kept == "True"
+    assert count < 100
+
+
+def test_nothing_changes_where_an_accelerator_computes():
+    kept, count = faults("tpu")
+    assert kept == "False"
+    assert count > 100
