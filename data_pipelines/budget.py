@@ -30,11 +30,11 @@ class Budget:
         counts: collections.Counter[str] = collections.Counter()
         bad, seen, first = set(), 0, []
         for batch in batches:
-            codes = batch.fault[:, 0]
+            ids, codes = _examples(batch)
             seen += int((codes != PADDING).sum())
             if (codes > PADDING).any():
                 counts.update(FAULTS[code] for code in codes[codes > PADDING])
-                bad.update(batch.id[codes > PADDING, 0].tolist())
+                bad.update(ids[codes > PADDING].tolist())
                 first += data.faults(batch)[: _SHOWN - len(first)]
                 if len(bad) > self.most or counts.total() > max(self.least, self.ratio * seen):
                     raise DataError(self._message(counts, seen, len(bad), first))
@@ -57,3 +57,9 @@ PADDING = FAULTS.index("padding")
 def bad_rows(batch: Batch) -> np.ndarray:
     """Numbers of the rows whose example is null because its record is bad."""
     return np.flatnonzero(batch.fault[:, 0] > PADDING)
+
+
+def _examples(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and faults of the different examples of each row: its samples are parts of one, or examples packed."""
+    first = np.diff(batch.id, axis=1, prepend=-2) != 0
+    return batch.id[first], batch.fault[first]

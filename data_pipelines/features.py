@@ -77,7 +77,9 @@ class ImageFeature:
 
 
 class Reading(Protocol):
-    """How text attends to itself, and where it is predicted."""
+    """How text attends to itself, and where it is predicted. causal: whether a place sees none behind it."""
+
+    causal: bool
 
     def block(self, place: np.ndarray) -> np.ndarray: ...
 
@@ -87,6 +89,8 @@ class Reading(Protocol):
 @dataclasses.dataclass(frozen=True)
 class Bidirectional:
     """Every place sees every place; nothing is predicted."""
+
+    causal = False
 
     def block(self, place: np.ndarray) -> np.ndarray:
         """See `Reading`."""
@@ -100,6 +104,8 @@ class Bidirectional:
 @dataclasses.dataclass(frozen=True)
 class Causal:
     """Each place sees what stands before it; every id but the first is predicted."""
+
+    causal = True
 
     def block(self, place: np.ndarray) -> np.ndarray:
         """See `Reading`."""

@@ -125,6 +125,15 @@ class Mixture:
             jax.tree.map(lambda into, leaf, mine=mine: operator.setitem(into, mine, leaf), whole, some)
         return whole
 
+    def indices(self, positions: np.ndarray) -> np.ndarray:
+        """Which records [n] stand at `positions` [n], numbered on through the parts' sources."""
+        owner, places = self.dealt(positions)
+        found = np.empty(positions.shape, np.int64)
+        for number, part in enumerate(self.parts):
+            mine = owner == number
+            found[mine] = self._starts[number] + part.indices(places[mine])
+        return found
+
     def dealt(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(which part stands at each position, at which of its own positions).
 

@@ -21,6 +21,7 @@ from data_pipelines.features import absent
 from data_pipelines.order import EachOnce, InOrder, Order, Plan
 from data_pipelines.protocols import BadRecord, Feature, Gathers, Source
 from data_pipelines.randomness import fold
+from data_pipelines.spans import proven
 from mmjax.core.batch import Batch
 from mmjax.core.config import to_json
 from mmjax.core.errors import DataError, UserError
@@ -101,14 +102,18 @@ class Pipeline:
         """The rows at `positions` [n], with n rows; beyond the end, padding."""
         inside = positions if self.total is None else positions[positions < self.total]
         real = inside if inside.size else np.zeros(1, np.int64)  # one row to learn the shapes from
-        indices = self._plan.indices(real)
+        indices = self.indices(real)
         chunk = read(self.source, indices, fold(fold(self.shuffle or 0, 0), real))
         parts = self._built(chunk)
         samples = self._parts.get("samples", 1)
         fault, number = chunk.fault, indices.astype(np.int32)
         parts["labels"] = {name: _spread(label, samples) for name, label in parts.get("labels", {}).items()}
         batch = Batch(**parts, id=_spread(number[:, None], samples), fault=_spread(fault[:, None], samples))
-        return _blanked(_padded(batch, inside.size, positions.size))
+        return proven(_blanked(_padded(batch, inside.size, positions.size)), self.source)
+
+    def indices(self, positions: np.ndarray) -> np.ndarray:
+        """Which records [n] stand at `positions` [n], before any end."""
+        return self._plan.indices(positions)
 
     def faults(self, batch: Batch) -> list[dict[str, Any]]:
         """What a batch's null examples are about, for `bad_records.jsonl`: id, fault, reason, where. Empty, and free of
@@ -182,7 +187,7 @@ def _padded(batch: Batch, real: int, rows: int) -> Batch:
         return batch
 
     def pad(name: str, leaf: np.ndarray) -> np.ndarray:
-        fill = {"id": -1, "fault": PADDING}.get(name, 0)
+        fill = {"id": -1, "fault": PADDING, "text/slot": -1}.get(name, 0)
         return np.concatenate([leaf[:real], np.full((rows - real, *leaf.shape[1:]), fill, leaf.dtype)])
 
     return map_names(pad, batch)

@@ -17,7 +17,7 @@ import sentencepiece
 
 from data_pipelines.cache import cached, fingerprint_of
 from data_pipelines.protocols import Source
-from mmjax.core.errors import DataError, UserError
+from mmjax.core.errors import DataError, UserError, unknown_name
 
 MAX_BYTES = 16_384
 """A text is cut here before it is tokenised: unigram search is quadratic in places, and no caption is longer."""
@@ -157,6 +157,69 @@ class Bytes:
     def fingerprint(self) -> Mapping[str, str]:
         """Never changes."""
         return {"tokenizer": "bytes"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked:
+    """A tokenizer with marks of its own behind its ids: openings and closings of turns, places, actions.
+
+    No text is ever encoded to a mark, so that what a user types cannot pass for one; decoding leaves marks out."""
+
+    tokenizer: Tokenizer
+    marks: tuple[str, ...]
+
+    def __post_init__(self):
+        if len(set(self.marks)) < len(self.marks) or {"begin", "end", "pad"} & set(self.marks):
+            raise UserError(f"marks must differ from each other and from begin, end and pad; got {self.marks}")
+
+    @property
+    def size(self) -> int:
+        """Number of ids, marks included."""
+        return self.tokenizer.size + len(self.marks)
+
+    @property
+    def pad(self) -> int:
+        """That of the tokenizer, as are `begin` and `end`."""
+        return self.tokenizer.pad
+
+    @property
+    def begin(self) -> int:
+        """See `pad`."""
+        return self.tokenizer.begin
+
+    @property
+    def end(self) -> int:
+        """See `pad`."""
+        return self.tokenizer.end
+
+    def mark(self, name: str) -> int:
+        """The id of a mark."""
+        return self.tokenizer.size + self.marks.index(name)
+
+    def encode(self, text: str) -> Sequence[int]:
+        """What the tokenizer makes of it."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text without marks."""
+        return self.tokenizer.decode([number for number in ids if number < self.tokenizer.size])
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """That of the tokenizer, and the marks."""
+        return {**self.tokenizer.fingerprint(), "marks": fingerprint_of(list(self.marks))}
+
+
+def mark_names(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The marks that `mark_id` knows."""
+    standard = tuple(name for name in ("begin", "end") if hasattr(tokenizer, name))
+    return standard + tuple(getattr(tokenizer, "marks", ()))
+
+
+def mark_id(tokenizer: Tokenizer, name: str) -> int:
+    """The id of "begin", "end", or a mark of `Marked`. Raises UserError for another name."""
+    if name not in mark_names(tokenizer):
+        raise UserError(unknown_name("mark of the tokenizer", name, mark_names(tokenizer)))
+    return getattr(tokenizer, name) if name in ("begin", "end") else tokenizer.mark(name)
 
 
 @dataclasses.dataclass(frozen=True)

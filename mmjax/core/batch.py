@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from mmjax.core.errors import UserError
 from mmjax.core.pytrees import flatten_names, record, static
 
 Array = Any  # numpy, jax, or ShapeDtypeStruct
@@ -28,14 +29,19 @@ FAULTS = ("none", "padding", "unreadable", "too_large", "missing_file", "bad_sch
 
 @record
 class Text:
-    """The token row: text ids, and places where media tokens land."""
+    """The token row: text ids, and places where media tokens land.
+
+    Media tokens of a row are numbered through: kinds in the order of `MEDIA`, item by item (`Batch.landing`). Those of
+    a valid item land exactly once, in order, among the places of the item's own segment.
+    """
 
     ids: Int[Array, "B T"]  # token id where `slot` is -1
-    slot: Int[Array, "B T"]  # index of the media token that lands here, -1 for text
+    slot: Int[Array, "B T"]  # number of the media token that lands here, -1 for text
     segment: Int[Array, "B T"]  # sample of the row, 1..S; 0 is padding
     block: Int[Array, "B T"]  # attention group: a place sees equal and smaller blocks of its segment
-    position: Int[Array, "B T"]  # position inside the sample
+    position: Int[Array, "B T"]  # 0, 1, .. inside the sample, over text and media alike
     loss: Float[Array, "B T"]  # weight of predicting the id at this place
+    per_item: tuple[tuple[str, int], ...] = static(())  # tokens that an item of each kind lands with, in MEDIA order
 
     @property
     def valid(self) -> Bool[Array, "B T"]:
@@ -125,6 +131,15 @@ class Batch:
         numbers = np.arange(1, samples + 1)
         return (owner[:, None, :] == numbers[None, :, None]).any(-1) & self.valid
 
+    def landing(self) -> dict[str, tuple[int, int, int]]:
+        """Numbers of the media tokens that land in the row, of each kind that does: (first, N items, n per item)."""
+        found, first = {}, 0
+        for kind, size in self.text.per_item if self.text is not None else ():
+            items = getattr(self, kind).valid.shape[1]
+            found[kind] = (first, items, size)
+            first += items * size
+        return found
+
     def replace(self, **changes: Any) -> Batch:
         """A copy with fields changed."""
         return dataclasses.replace(self, **changes)
@@ -134,7 +149,7 @@ class Batch:
         rows: int,
         *,
         samples: int = 1,
-        text: int | None = None,
+        text: int | tuple[int, Mapping[str, int]] | None = None,
         image: tuple[int, int, int] | None = None,
         audio: tuple[int, int, int] | None = None,
         video: tuple[int, int, int, int] | None = None,
@@ -143,8 +158,9 @@ class Batch:
     ) -> Batch:
         """The shapes of a batch of B=`rows`.
 
-        text T; image (N, H, W); audio (N, K, rate_hz); video (N, F, H, W); sensor (N, K, C, rate_hz);
-        labels name -> (shape of one, dtype); the id and fault of each sample are always there.
+        text T, or (T, {kind: tokens that an item of it lands with}); image (N, H, W); audio (N, K, rate_hz);
+        video (N, F, H, W); sensor (N, K, C, rate_hz); labels name -> (shape of one, dtype); the id and fault of each
+        sample are always there. Raises UserError for a kind that lands and has no slots.
         """
         leaf = jax.ShapeDtypeStruct
         lead = (rows, samples)
@@ -156,9 +172,11 @@ class Batch:
             return {"length": leaf((rows, count), np.int32), **items(count)}
 
         parts: dict[str, Any] = {}
-        if text is not None:
-            whole = leaf((rows, text), np.int32)
-            parts["text"] = Text(whole, whole, whole, whole, whole, leaf((rows, text), np.float32))
+        length, per_item = text if isinstance(text, tuple) else (text, {})
+        sizes = tuple((kind, per_item[kind]) for kind in MEDIA if kind in per_item)
+        if length is not None:
+            whole = leaf((rows, length), np.int32)
+            parts["text"] = Text(whole, whole, whole, whole, whole, leaf((rows, length), np.float32), sizes)
         if image is not None:
             n, h, w = image
             parts["image"] = Images(leaf((rows, n, h, w, 3), np.uint8), **items(n))
@@ -173,6 +191,8 @@ class Batch:
             n, k, c, rate = sensor
             values, channel = leaf((rows, n, k, c), np.float32), leaf((rows, n, c), np.bool_)
             parts["sensor"] = Sensor(values, channel, **timed(n), rate_hz=rate)
+        if missing := [kind for kind, _ in sizes if kind not in parts]:
+            raise UserError(f"{', '.join(missing)} cannot land in the row: the batch has no slots for it")
         named = {name: leaf((*lead, *shape), np.dtype(dtype)) for name, (shape, dtype) in (labels or {}).items()}
         return Batch(**parts, labels=named, id=leaf(lead, np.int32), fault=leaf(lead, np.uint8))
 

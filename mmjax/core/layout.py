@@ -214,12 +214,17 @@ def current() -> Layout | None:
     return _rules.get()
 
 
-def batch_axes() -> tuple[str, ...]:
-    """Mesh axes (larger than 1) over which rows are split where we are traced; () outside of a mesh."""
+def axes_of(dim: str) -> tuple[str, ...]:
+    """Mesh axes (larger than 1) over which dimension `dim` is split where we are traced; () outside of a mesh."""
     layout, mesh = _rules.get(), jax.sharding.get_abstract_mesh()
     if layout is None or mesh.empty:
         return ()
-    return layout._axes("batch", "batch", dict(mesh.shape))
+    return layout._axes("activation", dim, dict(mesh.shape))
+
+
+def batch_axes() -> tuple[str, ...]:
+    """Mesh axes over which rows are split."""
+    return axes_of("batch")
 
 
 def constrain(x: jax.Array, *dims: str | None) -> jax.Array:

@@ -45,6 +45,21 @@ class Places:
 
 
 @record
+class Live(Places):
+    """Places of tokens that continue a row of which a cache holds the rest (see `nn.cache`).
+
+    All rows write at one slot, the `cursor`: what a row has fewer tokens than others is invalid slots before its first.
+    """
+
+    slots: Places  # [B S] places of all slots, these tokens among them
+    cursor: Int[Array, ""]  # the slot of the first of these tokens
+
+    def bare(self) -> Places:
+        """The same places without the rest of the row."""
+        return Places(self.valid, self.block, self.segment, self.position, self.modality)
+
+
+@record
 class Tokens:
     """`x` [B T D] with the places it stands at."""
 
@@ -60,12 +75,18 @@ class Tokens:
         """Other values at the same places."""
         return Tokens(x, self.places)
 
+    def clean(self) -> Tokens:
+        """Zeros where nothing is real, so that what stands there, NaN too, reaches neither values nor gradients."""
+        return self.with_x(jnp.where(self.valid[..., None], self.x, 0))
+
     @staticmethod
     def concat(parts: Sequence[Tokens]) -> Tokens:
         """One row out of several, in order. Raises when widths differ."""
         widths = {part.x.shape[-1] for part in parts}
         if len(widths) != 1:
             raise UserError(f"tokens of different widths cannot be joined: {sorted(widths)}; project them first")
+        if len(parts) == 1:
+            return parts[0]
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
 
     def split(self, lengths: Sequence[int]) -> list[Tokens]:
@@ -78,6 +99,14 @@ class Tokens:
     def mask(self, pattern: Pattern | None = None) -> Bool[Array, "B T T"]:
         """Who sees whom among these tokens (reference; kernels use `visible` on blocks)."""
         return visible(self.places, self.places, pattern or Pattern())
+
+
+@record
+class Fused:
+    """What a fusion hands to a decoder: the row, and what its blocks may look at beside the row (None: nothing)."""
+
+    row: Tokens
+    memory: Tokens | None = None
 
 
 @dataclasses.dataclass(frozen=True)
