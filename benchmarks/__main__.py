@@ -17,9 +17,11 @@ from benchmarks.measure import ROOT, table
 BENCHMARKS = {
     "contrastive_memory": False,
     "contrastive_time": True,
+    "vocabulary_loss": False,
     "train_step": True,
     "input_pipeline": True,
     "loop_overhead": False,
+    "packing": False,
 }
 """Whether each needs an interpreter with PyTorch."""
 

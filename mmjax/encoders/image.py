@@ -106,20 +106,21 @@ class ViT(nn.Module):
         }
         return cls(**(parts | slots))
 
-    @nn.compact
-    def __call__(self, images: Images, *, train: bool = False) -> Tokens:
-        rows, count, height, width, _ = images.pixels.shape
-        pixels = images.pixels.reshape(rows * count, height, width, 3)
+    def patches(self, images: Images) -> tuple[Float[Array, "P T D"], tuple[int, int]]:
+        """The cells of all P = B N pictures as vectors, before positions, and how many rows and columns there are."""
+        pixels = images.pixels.reshape(-1, *images.pixels.shape[2:])
         scale, shift = 1 / (255 * jnp.array(self.std)), jnp.array(self.mean) / jnp.array(self.std)
         x = self.stem(self.dtypes.enter(pixels.astype(jnp.float32) * scale - shift))
-        cells = x.shape[1:3]
-        x = self.positions(x.reshape(rows * count, -1, x.shape[-1]), cells)
+        return x.reshape(x.shape[0], -1, x.shape[-1]), x.shape[1:3]
+
+    def __call__(self, images: Images, *, train: bool = False) -> Tokens:
+        x = self.positions(*self.patches(images))
         x = self.before(self.class_token(x))
         x = self.norm(self.stack(x, train=train))
-        return Tokens(x.reshape(rows, -1, x.shape[-1]), _places(images, x.shape[1]))
+        return Tokens(x.reshape(images.pixels.shape[0], -1, x.shape[-1]), picture_places(images, x.shape[1]))
 
 
-def _places(images: Images, tokens: int) -> Places:
+def picture_places(images: Images, tokens: int) -> Places:
     """Places of `tokens` tokens for each of a row's pictures."""
 
     def each(flag: Array) -> Array:

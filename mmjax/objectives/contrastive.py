@@ -67,20 +67,11 @@ class PairObjective(abc.ABC):
         return x.reshape(-1, x.shape[-1])
 
     def _relation(self, outputs: Mapping[str, Any], batch: Batch) -> Relation:
-        real = batch.valid.reshape(-1)
-        left, right = (outputs["present"][name].reshape(-1) & real for name in (self.left, self.right))
-        same = None if self.same is None else self._label(batch, self.same)
-        return Relation.of(left, right, same, [self._label(batch, name) for name in self.alike])
-
-    def _label(self, batch: Batch, name: str) -> Array:
-        if name not in batch.labels:
-            raise UserError(f"{type(self).__name__}: " + unknown_name("label", name, batch.labels))
-        label = batch.labels[name]
-        if label.ndim != 2:
-            raise UserError(
-                f"{type(self).__name__}: label {name} is {label.shape}; pairs need one number per sample: [B S]"
-            )
-        return label.reshape(-1)
+        left, right = (outputs["present"][name] for name in (self.left, self.right))
+        try:
+            return Relation.labelled(batch, left, right, self.same, self.alike)
+        except UserError as error:
+            raise UserError(f"{type(self).__name__}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.core.errors import UserError
+from mmjax.core.batch import Batch
+from mmjax.core.errors import UserError, unknown_name
 from mmjax.core.means import Mean
 from mmjax.core.pytrees import record
 from mmjax.ops.pairwise_losses import Scalars, Sigmoid, Slopes, Softmax, accuracy
@@ -53,6 +54,30 @@ class Relation:
         codes = jnp.arange(rows, dtype=jnp.int32) if same is None else jnp.asarray(same, jnp.int32)
         columns = [jnp.asarray(code, jnp.int32) for code in alike]
         return cls(codes, jnp.stack(columns, 1) if columns else jnp.zeros((rows, 0), jnp.int32), left, right)
+
+    @classmethod
+    def labelled(
+        cls,
+        batch: Batch,
+        left: Bool[Array, "*n"],
+        right: Bool[Array, "*n"],
+        same: str | None = None,
+        alike: Sequence[str] = (),
+    ) -> Relation:
+        """By the batch's labels of these names, [B S]; a null sample is in no pair. Raises UserError for a label that
+        the batch does not have, or that is more than one number per sample."""
+
+        def code(name: str) -> Array:
+            if name not in batch.labels:
+                raise UserError(unknown_name("label", name, batch.labels))
+            if batch.labels[name].ndim != 2:
+                shape = batch.labels[name].shape
+                raise UserError(f"label {name} is {shape}; pairs need one number per sample: [B S]")
+            return batch.labels[name].reshape(-1)
+
+        real = batch.valid.reshape(-1)
+        both = (side.reshape(-1) & real for side in (left, right))
+        return cls.of(*both, None if same is None else code(same), [code(name) for name in alike])
 
     def sides(self, left: Float[Array, "B E"], right: Float[Array, "B E"]) -> tuple[Side, Side]:
         """Embeddings with their codes. What is absent becomes zero: its numbers, even NaN, reach nothing."""
