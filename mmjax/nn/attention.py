@@ -8,19 +8,23 @@ from jaxtyping import Array, Float
 
 from mmjax.core.errors import UserError
 from mmjax.core.parameters import slot
-from mmjax.core.tokens import Pattern, Places
+from mmjax.core.tokens import Live, Pattern, Places
+from mmjax.nn.cache import recall, remember, remembered
 from mmjax.nn.linear import Linear
 from mmjax.nn.norms import Identity
 from mmjax.ops.attention import Auto, Kernel, attend
-from mmjax.ops.rotary import GridRotary, Rotary
+from mmjax.ops.rotary import GridRotary, MultimodalRotary, Rotary
 
 
 class Attention(nn.Module):
     """Self-attention, or cross-attention when `memory` is given.
 
     kv_heads below heads is grouped-query attention (arXiv 2305.13245). qk_norm is a norm over K on queries and keys
-    (arXiv 2302.05442, section 2). rotary turns queries and keys by their positions and needs places. gain is
-    that of the output map: with 0 a residual branch starts as nothing.
+    (arXiv 2302.05442, section 2). rotary turns queries and keys by their positions and needs places. softcap bounds
+    the logits (Gemma 2, arXiv 2408.00118, section 2). gain is that of the output map: with 0 a residual branch starts
+    as nothing. out_bias is its bias; None is as the others'. scale of the logits is 1/sqrt(K) when None.
+
+    While decoding, keys and values of the tokens before come from the cache (`nn.cache`).
     """
 
     heads: int
@@ -29,9 +33,12 @@ class Attention(nn.Module):
     bias: bool = True
     gain: float = 1.0
     qk_norm: nn.Module = slot(Identity)
-    rotary: Rotary | GridRotary | None = None
+    rotary: Rotary | GridRotary | MultimodalRotary | None = None
     pattern: Pattern = Pattern()
     kernel: Kernel = Auto()
+    softcap: float | None = None
+    scale: float | None = None
+    out_bias: bool | None = None
 
     @nn.compact
     def __call__(
@@ -48,16 +55,34 @@ class Attention(nn.Module):
                 "heads"
             )
         size = self.head_dim or width // self.heads
-        source = x if memory is None else memory
         q = Linear("btd,dhk->bhtk", (self.heads, size), self.bias, name="query")(x)
-        k = Linear("btd,dgk->bgtk", (groups, size), self.bias, name="key")(source)
-        v = Linear("btd,dgk->bgtk", (groups, size), self.bias, name="value")(source)
-        q = self.qk_norm.clone(parent=self, name="query_norm")(q)
-        k = self.qk_norm.clone(parent=self, name="key_norm")(k)
-        key_places = places if memory is None else memory_places
-        if self.rotary is not None:
-            q, k = self.rotary(q, places), self.rotary(k, key_places)
+        q = self._turned(self.qk_norm.clone(parent=self, name="query_norm")(q), places)
+        if memory is None:
+            k, v, key_places = recall(self, *self._keys(x, places, groups, size), places, self.pattern.window)
+        else:
+            k, v, key_places = *self._memory_keys(memory, memory_places, groups, size), memory_places
         q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
-        mixed = attend(q, k, v, places, key_places, pattern=self.pattern, kernel=self.kernel)
-        mixed = checkpoint_name(mixed, "context")
-        return Linear("bhtk,hkd->btd", (width,), self.bias, self.gain, name="out")(mixed)
+        asks = places.bare() if isinstance(places, Live) else places
+        if self.scale is not None:
+            q = q * (self.scale * size**0.5)
+        given = {"pattern": self.pattern, "softcap": self.softcap, "kernel": self.kernel}
+        mixed = checkpoint_name(attend(q, k, v, asks, key_places, **given), "context")
+        out_bias = self.bias if self.out_bias is None else self.out_bias
+        return Linear("bhtk,hkd->btd", (width,), out_bias, self.gain, name="out")(mixed)
+
+    def _memory_keys(self, memory: Array, places: Places | None, groups: int, size: int) -> tuple[Array, Array]:
+        kept = remembered(self)
+        if kept is not None:
+            return kept.key, kept.value
+        key, value = self._keys(memory, places, groups, size)
+        remember(self, key, value)
+        return key, value
+
+    def _keys(self, x: Array, places: Places | None, groups: int, size: int) -> tuple[Array, Array]:
+        """Keys, normed and turned, and values: [B G T K] each."""
+        k = Linear("btd,dgk->bgtk", (groups, size), self.bias, name="key")(x)
+        v = Linear("btd,dgk->bgtk", (groups, size), self.bias, name="value")(x)
+        return self._turned(self.qk_norm.clone(parent=self, name="key_norm")(k), places), v
+
+    def _turned(self, x: Array, places: Places | None) -> Array:
+        return x if self.rotary is None else self.rotary(x, places)

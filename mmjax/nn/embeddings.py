@@ -25,6 +25,20 @@ class TokenEmbedding(nn.Module):
         return jnp.take(table, ids, axis=0, mode="clip")
 
 
+class ScaledEmbedding(nn.Module):
+    """A table of V vectors, multiplied by sqrt(D) where they enter but not where they judge (Vaswani et al. 2017,
+    section 3.4; Gemma, arXiv 2403.08295)."""
+
+    vocab: int
+    width: int
+    init: Initializer = Normal(0.02)
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        table = declare(self, "table", self.init, vocab=self.vocab, width=self.width)
+        return jnp.take(table, ids, axis=0, mode="clip") * self.width**0.5
+
+
 class LearnedPositions(nn.Module):
     """A learned vector per position, added. Rows longer than the table are refused."""
 

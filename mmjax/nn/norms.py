@@ -38,6 +38,19 @@ class RMSNorm(nn.Module):
         return (wide * jax.lax.rsqrt(power + self.epsilon) * scale).astype(x.dtype)
 
 
+class CentredRMSNorm(nn.Module):
+    """RMSNorm whose learned scale is 1 + a parameter that starts at, and decays to, zero (Gemma, arXiv 2403.08295)."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        scale = 1 + declare(self, "scale", nn.initializers.zeros, width=x.shape[-1])
+        return (wide * jax.lax.rsqrt(power + self.epsilon) * scale).astype(x.dtype)
+
+
 class PictureNorm(nn.Module):
     """Zero mean, unit variance over a whole picture, learned scale and offset per channel: group normalisation with one
     group (arXiv 1803.08494). [B H W D] -> [B H W D]. Unlike LayerNorm it keeps what differs between places."""

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from mmjax.core.tokens import Places
+from mmjax.core.tokens import Places, Tokens
+from mmjax.nn.cache import CACHE, FRESH, MEMORY
 
 NAMES = ("qkv", "context", "out", "mlp")
 """Intermediates of a block that are worth keeping: all products of its matrices (see the checkpoint names there)."""
@@ -50,7 +51,7 @@ Keep = KeepAll | KeepNamed | KeepNothing
 
 
 class Stack(nn.Module):
-    """`depth` blocks of the same shape applied in turn."""
+    """`depth` blocks of the same shape applied in turn; each may look at the `memory`, where there is one."""
 
     block: nn.Module
     depth: int
@@ -58,20 +59,26 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], places: Places | None = None, *, train: bool = False
+        self,
+        x: Float[Array, "B T D"],
+        places: Places | None = None,
+        memory: Tokens | None = None,
+        *,
+        train: bool = False,
     ) -> Float[Array, "B T D"]:
         if self.depth == 0:
             return x
 
-        def layer(block: nn.Module, x: Array, places: Places | None) -> tuple[Array, None]:
-            return block(x, places, train=train), None
+        def layer(block: nn.Module, x: Array, places: Places | None, memory: Tokens | None) -> tuple[Array, None]:
+            seen = () if memory is None else (memory,)  # a block that knows no memory is not asked about it
+            return block(x, places, *seen, train=train), None
 
         scan: Callable[..., Any] = nn.scan(
             self.keep.wrap(layer),
-            variable_axes={"params": 0, "intermediates": 0},
+            variable_axes={"params": 0, "intermediates": 0, FRESH: 0, CACHE: 0, MEMORY: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=self.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scan(self.block, x, places)[0]
+        return scan(self.block, x, places, memory)[0]

@@ -1,0 +1,129 @@
+"""Keys and values that decoding keeps.  L layers   B rows   T new tokens   S slots   G key-value heads   K head width
+
+Three Linen collections, and no bookkeeping inside of layers:
+
+    "fresh"    what attention layers write: keys and values of the tokens of this call, when the collection is mutable
+    "cache"    what they read: those of the tokens before, slot by slot; the places of the slots come with the `Live`
+               places of a call and are held once for all layers
+    "memory"   keys and values of the memory that cross-attention looks at: written once, then only read
+
+Prefill is a call with `mutable=["fresh", "memory"]`, from whose fresh keys `opened` makes the cache. Each step is a
+call with the cache and `mutable=["fresh"]`, after which `written` puts the fresh keys into it. So the cache does not
+pass through the scan over layers, which would copy it: T slots are written, in place where the step is in a loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mmjax.core.pytrees import record, static
+from mmjax.core.tokens import Live, Places
+
+FRESH, CACHE, MEMORY = "fresh", "cache", "memory"
+
+
+@record
+class Kept:
+    """Keys and values of one attention layer, or of all layers of a stack.
+
+    window: of the layer's pattern; None sees everything. A layer with a window keeps a ring of as many slots as it can
+    see: slot u of the row lies at u modulo the size of the ring."""
+
+    key: Float[Array, "*L B G S K"]
+    value: Float[Array, "*L B G S K"]
+    window: int | None = static(None)
+
+    def map(self, function: Any, *others: Kept) -> Kept:
+        """`function` of the keys and of the values."""
+        pairs = ([getattr(kept, part) for kept in (self, *others)] for part in ("key", "value"))
+        return Kept(*(function(*pair) for pair in pairs), self.window)
+
+    @property
+    def size(self) -> int:
+        """S."""
+        return self.key.shape[-2]
+
+
+def recall(
+    layer: nn.Module, key: Float[Array, "B G T K"], value: Float[Array, "B G T K"], places: Places, window: int | None
+) -> tuple[Array, Array, Places]:
+    """Keys, values and their places that self-attention looks at: those given, after those that `layer` keeps."""
+    fresh = Kept(key, value, window)
+    if layer.is_mutable_collection(FRESH) and not layer.is_initializing():
+        layer.put_variable(FRESH, "kept", fresh)
+    if not layer.has_variable(CACHE, "kept"):
+        return key, value, places
+    kept = _put(layer.get_variable(CACHE, "kept"), fresh, places.cursor)
+    return kept.key, kept.value, _ring_places(places, kept.size, key.shape[2])
+
+
+def remember(layer: nn.Module, key: Float[Array, "B G S K"], value: Float[Array, "B G S K"]) -> None:
+    """Keeps keys and values of a memory for later calls, where "memory" is mutable."""
+    if layer.is_mutable_collection(MEMORY) and not layer.is_initializing():
+        layer.put_variable(MEMORY, "kept", Kept(key, value))
+
+
+def remembered(layer: nn.Module) -> Kept | None:
+    """What `remember` kept in an earlier call, or None."""
+    return layer.get_variable(MEMORY, "kept") if layer.has_variable(MEMORY, "kept") else None
+
+
+def opened(fresh: Any, slots: int, slack: int = 0) -> Any:
+    """The cache with room for `slots` tokens that begins with a prefill's fresh keys (T tokens in slots 0..T-1).
+
+    slack: how many tokens a later call may bring, less one: rings are that much larger than their windows."""
+
+    def open_one(kept: Kept) -> Kept:
+        size = slots if kept.window is None else min(slots, kept.window + slack)
+        return kept.map(lambda x: _laid(x, size))
+
+    return _map(open_one, fresh)
+
+
+def written(cache: Any, fresh: Any, cursor: Int[Array, ""]) -> Any:
+    """The cache after a call whose tokens stand in the slots from `cursor` on."""
+    return _map(lambda kept, new: _put(kept, new, cursor), cache, fresh)
+
+
+def regrouped(cache: Any, rows: Int[Array, " R"]) -> Any:
+    """The cache of other rows: row i becomes what `rows[i]` was (beams; several continuations of one prompt)."""
+    return _map(lambda kept: kept.map(lambda x: jnp.take(x, rows, axis=x.ndim - 4)), cache)
+
+
+def _map(function: Any, *trees: Any) -> Any:
+    return jax.tree.map(function, *trees, is_leaf=lambda x: isinstance(x, Kept))
+
+
+def _laid(x: Float[Array, "*L B G T K"], size: int) -> Float[Array, "*L B G S K"]:
+    """Slots 0..T-1 laid into `size` slots, the last ones where the ring has them."""
+    length, lead = x.shape[-2], [(0, 0)] * (x.ndim - 2)
+    if length <= size:
+        return jnp.pad(x, [*lead, (0, size - length), (0, 0)])
+    return jnp.roll(x[..., length - size :, :], length % size, axis=-2)
+
+
+def _put(kept: Kept, fresh: Kept, cursor: Int[Array, ""]) -> Kept:
+    count = fresh.size
+
+    def put(old: Array, new: Array) -> Array:
+        if count == 1:
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cursor % kept.size, old.ndim - 2)
+        return old.at[..., (cursor + jnp.arange(count)) % kept.size, :].set(new.astype(old.dtype))
+
+    return kept.map(put, fresh)
+
+
+def _ring_places(live: Live, size: int, count: int) -> Places:
+    """Places of the `size` slots of a ring that has taken `count` tokens at the cursor."""
+    slots = live.slots
+    if size == slots.valid.shape[1]:
+        return slots
+    last = live.cursor + count - 1
+    held = last - (last - jnp.arange(size)) % size  # the latest slot of the row that lies at each place of the ring
+    places = jax.tree.map(lambda x: jnp.take(x, held, axis=1, mode="clip"), slots)
+    return places.replace(valid=places.valid & (held >= 0))

@@ -1,0 +1,92 @@
+"""Tiny decoders of every kind, and rows for them."""
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.core.batch import Batch, Text
+from mmjax.core.parameters import unbox
+from mmjax.core.tokens import Pattern
+from mmjax.models.decoder import Decoder
+from mmjax.nn.attention import Attention
+from mmjax.nn.block import Block, Chain
+from mmjax.nn.embeddings import LearnedPositions
+from mmjax.nn.feedforward import FeedForward
+from mmjax.nn.norms import LayerNorm, RMSNorm
+from mmjax.nn.stack import Stack
+from mmjax.ops.rotary import MultimodalRotary, Rotary
+
+VOCAB = 31
+
+
+def rows_of(prompts, prefix=2, length=None):
+    """Prompts (ids each) as a batch of right-padded rows: the first `prefix` places see each other, then causal."""
+    length = length or max(map(len, prompts))
+    ids, segment, block, position = (np.zeros((len(prompts), length), np.int32) for _ in range(4))
+    for row, prompt in enumerate(prompts):
+        size = len(prompt)
+        ids[row, :size], segment[row, :size], position[row, :size] = prompt, 1, np.arange(size)
+        block[row, :size] = np.maximum(np.arange(size) - prefix + 1, 0)
+    loss = (position >= prefix).astype(np.float32)
+    text = Text(ids, np.full_like(ids, -1), segment, block, position, loss)
+    number = np.arange(len(prompts))[:, None]
+    return Batch(text=text, id=number, fault=(segment.max(1, keepdims=True) == 0).astype(np.uint8))
+
+
+def parameters(model, batch, seed=0):
+    return unbox(jax.jit(model.init)({"params": jax.random.key(seed)}, batch)["params"])
+
+
+def attention(**parts):
+    return Attention(4, 2, rotary=Rotary(), **parts)
+
+
+MODELS = {
+    "grouped": Decoder.of("mu", VOCAB),
+    "learned": Decoder.of(
+        "mu",
+        VOCAB,
+        positions=LearnedPositions(64, 0.5),
+        norm=LayerNorm(),
+        stack=Stack(Block(Attention(2), FeedForward(48)), 2),
+        tied=False,
+    ),
+    "windows": Decoder.of(
+        "mu",
+        VOCAB,
+        stack=Stack(
+            Chain(
+                (
+                    Block(attention(pattern=Pattern(3)), norm=RMSNorm()),
+                    Block(attention(softcap=2.0, qk_norm=RMSNorm()), norm=RMSNorm(), post_norm=RMSNorm()),
+                    Block(attention(pattern=Pattern(6)), norm=RMSNorm()),
+                )
+            ),
+            2,
+        ),
+    ),
+    "multimodal": Decoder.of("mu", VOCAB, stack=Stack(Block(Attention(4, 2, rotary=MultimodalRotary((1, 1, 2)))), 1)),
+}
+PROMPTS = [[3, 7, 1, 9, 4, 12, 30, 8, 2, 5, 11], [5, 2, 8, 8], [6, 17, 20, 1, 1, 22, 3]]
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    return rows_of(PROMPTS)
+
+
+@pytest.fixture(scope="session", params=MODELS, ids=str)
+def each(request, prompts):
+    """Every kind of model, with its parameters."""
+    model = MODELS[request.param]
+    return model, parameters(model, prompts)
+
+
+@pytest.fixture(scope="session")
+def model():
+    return MODELS["windows"]
+
+
+@pytest.fixture(scope="session")
+def params(model, prompts):
+    return parameters(model, prompts)
