@@ -54,11 +54,11 @@ SLICES = ("language", "kin", "style", "tone", "gender", "group")
 
 
 def experiment(
-    width: int = 256, resolution: int = 40, batch: int = 256, captions: int = 3, steps: int = 950
+    width: int = 256, resolution: int = 48, batch: int = 256, captions: int = 3, steps: int = 1_250
 ) -> Experiment:
     """width: of the shared space; resolution: pixels; batch: pictures per step, each with `captions` of its names."""
     train = EmojiPairs("train", resolution=resolution, captions=captions)
-    words = SentencePiece(train, vocabulary=6_000, normalisation="nfkc_cf")
+    words = SentencePiece(train, vocabulary=10_000, normalisation="nfkc_cf")
     read = TextFeature(words, length=16)
     read_many = dataclasses.replace(read, samples=captions)
 
@@ -80,13 +80,15 @@ def experiment(
     group, subgroup = Judge("group", cluster="concept"), Judge("subgroup", cluster="concept")
     return Experiment(
         model=Towers(
-            image=_image_tower(resolution), text=_text_tower(train, words, width), head=Contrastive(width, scale=20.0)
+            image=Tower(image_encoder(resolution), WeightedMean(8)),
+            text=_text_tower(train, words, width),
+            head=Contrastive(width, scale=20.0),
         ),
         # Two fifths of a batch are people who differ in tone and gender alone: each other's hardest negatives.
         data=Mixture((drawn("base", OneOfEach("code")), drawn("toned", Clustered("concept", "code", 4))), (0.6, 0.4)),
         objectives={"infonce": weighted(1.0, InfoNCE(same="picture", alike=("caption_id",)))},
         # Adam for the words: their matrices are large and their gradients sparse; orthogonalising them costs too much.
-        optimizer=muon(Cosine(6e-3, warmup=40), decay=0.05, groups=(Group("(text|head)/.*", rule=Adam(b2=0.98)),)),
+        optimizer=muon(Cosine(5e-3, warmup=40), decay=0.05, groups=(Group("(text|head)/.*", rule=Adam(b2=0.98)),)),
         augment=Jitter(shift=0.08, zoom=(0.85, 1.1), stretch=0.08, brightness=0.02, contrast=0.04),
         average=Ema(0.99),
         steps=steps,
@@ -103,26 +105,23 @@ def experiment(
     )
 
 
-def _image_tower(resolution: int) -> Tower:
-    """Eight by eight cells, two convolutions, one block. White, the ground of every picture, is 0; branches start as
-    nothing."""
-    encoder = ViT(
-        stem=ConvStem(((96, 3, 1), (160, 3, 2)), patch=resolution // 8, norm=PictureNorm()),
+def image_encoder(resolution: int) -> ViT:
+    """Sixteen by sixteen cells, three convolutions that end in four by four places, one block over these. White, the
+    ground of every picture, is 0; branches start as nothing."""
+    return ViT(
+        stem=ConvStem(((48, 3, 1), (96, 3, 2), (160, 3, 2)), patch=resolution // 16, norm=PictureNorm()),
         positions=LearnedGrid((4, 4)),
         stack=Stack(Block(Attention(4, gain=0.0), FeedForward(320, gain=0.0)), depth=1, keep=KeepAll()),
         mean=(1.0, 1.0, 1.0),
         std=(0.3, 0.3, 0.3),
     )
-    return Tower(encoder, WeightedMean(8))
 
 
 def _text_tower(train: EmojiPairs, words: SentencePiece, width: int) -> Tower:
     """A bag of words: names are short, and what carries over to new names is which words they hold."""
     meanings = dataclasses.replace(train, styles=("openmoji",), captions=len(LANGUAGES))
     start = LatentSemantics(words, meanings, share="concept")
-    encoder = TextEncoder(
-        TokenEmbedding(words.size, width, start), Stack(Identity(), depth=0), NoPositions(), hide=0.07
-    )
+    encoder = TextEncoder(TokenEmbedding(words.size, width, start), Stack(Identity(), depth=0), NoPositions(), hide=0.1)
     return Tower(encoder, WeightedMean(), Residual(GatedFeedForward(2 * width, gain=0.0)))
 
 

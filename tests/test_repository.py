@@ -186,6 +186,7 @@ def test_doctor_asks_for_what_the_package_asks_for():
 
 TOY: dict[str, dict[str, str]] = {
     "emoji_towers": {"width": "32", "batch": "8", "captions": "2"},
+    "emoji_chat": {"width": "48", "depth": "1", "batch": "10"},
     "own_data": {"pixels": "32", "width": "48", "batch": "8"},
     "siglip_b16": {"size": "mu/16", "resolution": "32", "batch": "8", "vocabulary": "400", "length": "16"},
     "clip_l14": {"size": "mu/14", "text_size": "mu", "resolution": "28", "batch": "8", "vocabulary": "400"},

@@ -94,6 +94,22 @@ def _search(parser: Parser) -> None:
     _json(parser)
 
 
+def _sample(parser: Parser) -> None:
+    _run_folder(parser)
+    parser.add_argument("prompt", nargs="?", help="what to ask; without it, lines from standard input")
+    parser.add_argument(
+        "--image", metavar="FILE", type=pathlib.Path, action="append", default=[], help="show a picture"
+    )
+    parser.add_argument("--chat", action="store_true", help="go on with the conversation, line by line")
+    parser.add_argument("--steps", metavar="N", type=_count, default=64, help="longest answer in tokens (default: 64)")
+    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top-k", metavar="K", type=_count, help="draw among the K most probable tokens")
+    parser.add_argument("--top-p", metavar="P", type=float, help="draw among the most probable that hold P together")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the draws (default: 0)")
+    _own_file(parser)
+    _json(parser, "print question and answer as JSON, one line each")
+
+
 def _doctor(parser: Parser) -> None:
     parser.add_argument("--run", metavar="DIR", type=pathlib.Path, default=pathlib.Path("runs"), help="folder of runs")
     _json(parser)
@@ -124,6 +140,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "report": ("write one self-contained HTML page about a run", _report),
     "describe": ("print an experiment: settings, parameters, FLOPs, memory, batch", _describe),
     "search": ("find the pictures that fit some words best", _search),
+    "sample": ("ask a run's model something, with or without pictures, and stream its answer", _sample),
     "doctor": ("check devices, versions, disk and permissions before a long run", _doctor),
 }
 """The built-in sub-commands: what each is for, and its arguments. `mmjax.cli.NAME` holds its `run(arguments)`."""

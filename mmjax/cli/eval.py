@@ -36,12 +36,11 @@ def chosen(evals: Mapping[str, Every], names: tuple[str, ...] | None) -> Mapping
 
 
 def show(title: str, results: Mapping[str, Any]) -> None:
-    """A table of every number in a result tree."""
-    rows = [
-        (name, number["value"], number["low"], number["high"], number.get("chance"), number["n"])
-        for name, number in numbers(results)
-    ]
-    print_table(title, ("result", "value", "low", "high", "chance", "n"), rows)
+    """A table of every number in a result tree, each beside its baselines (`image_absent`)."""
+    found = list(numbers(results))
+    beside = sorted({key for _, number in found for key in number if key.endswith("_absent")})
+    columns = ("value", "low", "high", "chance", *beside, "n")
+    print_table(title, ("result", *columns), [(name, *map(number.get, columns)) for name, number in found])
 
 
 def numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

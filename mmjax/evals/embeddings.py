@@ -60,13 +60,7 @@ def embed(
     """One pass over `data`: `outputs[output][modality]` of every example that has all `modalities`, and its labels.
 
     Raises UserError for a label or modality that is not there, DataError when no example is left."""
-    wanted = tuple(dict.fromkeys(name for name in labels if name is not None))
-    spec = data.spec()
-    for name in wanted:
-        if name not in spec.labels:
-            raise UserError(unknown_name("label of this data", name, spec.labels))
-    if spec.fault.shape[1] != 1:
-        raise UserError(f"evaluation wants one sample per row; this data packs up to {spec.fault.shape[1]}")
+    wanted = wanted_labels(data, labels)
     rows: list[list[Array]] = []
     for outputs, batch in context.outputs(data):
         values = _pick(outputs, output, modalities)
@@ -81,6 +75,18 @@ def embed(
     count = len(modalities)
     vectors = dict(zip(modalities, merged[:count], strict=True))
     return Embedded(vectors, dict(zip(wanted, merged[count:-1], strict=True)), merged[-1], data.names())
+
+
+def wanted_labels(data: Data, labels: Sequence[str | None]) -> tuple[str, ...]:
+    """The labels that are asked for, each once. Raises UserError for one that is not there, and for packed rows."""
+    wanted = tuple(dict.fromkeys(name for name in labels if name is not None))
+    spec = data.spec()
+    for name in wanted:
+        if name not in spec.labels:
+            raise UserError(unknown_name("label of this data", name, spec.labels))
+    if spec.fault.shape[1] != 1:
+        raise UserError(f"evaluation wants one sample per row; this data packs up to {spec.fault.shape[1]}")
+    return wanted
 
 
 def normalised(vectors: Float[Array, "N E"]) -> Float[Array, "N E"]:

@@ -63,12 +63,23 @@ class Prompts:
 
 def reader_of(data: Data) -> ReadsText:
     """The part of a pipeline that reads text as the model was trained to. Raises UserError when it has none."""
-    for part in (data, *getattr(data, "features", ()), *getattr(data, "parts", ())):
-        if callable(getattr(part, "texts", None)):
+    return part_with(data, "texts", "turns texts into batches: a method `texts(list of str) -> Batch`")
+
+
+def part_with(data: Data, method: str, purpose: str) -> Any:
+    """The first part of a pipeline that has a method of this name. Raises UserError when none has."""
+    for part in _parts(data):
+        if callable(getattr(part, method, None)):
             return part
-        if part is not data and hasattr(part, "features"):
-            return reader_of(part)
-    raise UserError(
-        f"{type(data).__name__} has no part that turns texts into batches: one of its `features` needs a method "
-        "`texts(list of str) -> Batch`"
-    )
+    raise UserError(f"{type(data).__name__} has no part that {purpose} of one of its `features`")
+
+
+def _parts(data: Any) -> Iterator[Any]:
+    """A pipeline, its features, and those of the pipelines it is made of."""
+    yield data
+    for part in (
+        *getattr(data, "features", ()),
+        *getattr(data, "parts", ()),
+        *([data.data] if hasattr(data, "data") else ()),
+    ):
+        yield from _parts(part)

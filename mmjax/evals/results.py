@@ -85,7 +85,8 @@ class Cases:
         return cls(codes(cluster), codes(group), bootstrap)
 
     @functools.cached_property
-    def _weights(self) -> Float[Array, "R C"]:
+    def weights(self) -> Float[Array, "R C"]:
+        """How often each cluster is drawn in each resample."""
         return self.bootstrap.weights(int(self.cluster.max(initial=0)) + 1)
 
     def mean(self, values: Float[Array, " Q"], where: Bool[Array, " Q"] | None = None, chance: Any = None) -> Estimate:
@@ -103,7 +104,7 @@ class Cases:
         cell, cells = cluster * groups + group, max(len(present), 1) * groups
         sums = [np.bincount(cell, column, minlength=cells) for column in (np.ones(len(cell)), *values)]
         stacked = np.stack(sums).reshape(len(sums), -1, groups).transpose(1, 0, 2).reshape(-1, len(sums) * groups)
-        drawn = self._weights[:, present] @ stacked[: len(present)].astype(np.float32)
+        drawn = self.weights[:, present] @ stacked[: len(present)].astype(np.float32)
         counts, *totals = np.split(drawn, len(sums), axis=1)
         found = {}
         for (name, (_, chance)), column, total in zip(table.items(), values, totals, strict=True):
@@ -135,13 +136,13 @@ class Cases:
     def _drawn_medians(self, values: Float[Array, " n"], cluster: Int[Array, " n"]) -> Float[Array, " R"]:
         """Weighted medians of sorted `values`, one per draw. Draws are looked for in a window around the middle, which
         is widened until it holds them all: most of 10,000 values are never anybody's median."""
-        clusters, count = self._weights.shape[1], len(values)
-        total = self._weights @ np.bincount(cluster, minlength=clusters).astype(np.float32)
+        clusters, count = self.weights.shape[1], len(values)
+        total = self.weights @ np.bincount(cluster, minlength=clusters).astype(np.float32)
         reach = 50 + count // 8
         while True:
             low, high = max(count // 2 - reach, 0), min(count // 2 + reach, count)
-            before = self._weights @ np.bincount(cluster[:low], minlength=clusters).astype(np.float32)
-            upto = before[:, None] + np.cumsum(self._weights[:, cluster[low:high]], axis=1)
+            before = self.weights @ np.bincount(cluster[:low], minlength=clusters).astype(np.float32)
+            upto = before[:, None] + np.cumsum(self.weights[:, cluster[low:high]], axis=1)
             held = ((before < total / 2) | (low == 0)) & (upto[:, -1] >= total / 2)
             if held.all() or (low == 0 and high == count):
                 break
