@@ -12,39 +12,24 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from mmjax.core.tokens import Pattern, Places, visible
+from mmjax.core.tokens import Pattern, Places
+from mmjax.ops.attention_cpu import PerHead
+from mmjax.ops.attention_dense import in_chunks, seeing, under
+from mmjax.ops.target import target
 
 Kernel = Callable[..., Array]
-Seen = Bool[Array, "B Q S"] | None
-
-
-def _weigh(
-    q: Float[Array, "B H Q K"], k: Float[Array, "B G S K"], v: Float[Array, "B G S K"], seen: Seen, scale: float
-) -> Float[Array, "B H Q K"]:
-    """Softmax attention over all S keys, in float32; a query that sees nothing gets zeros."""
-    batch, heads, queries, width = q.shape
-    grouped = q.reshape(batch, k.shape[1], heads // k.shape[1], queries, width)
-    logits = jnp.einsum("bghqk,bgsk->bghqs", grouped, k, preferred_element_type=jnp.float32) * scale
-    if seen is not None:
-        seen = seen[:, None, None]
-        logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits, axis=-1)
-    if seen is not None:
-        weights = jnp.where(seen, weights, 0.0)
-    mixed = jnp.einsum("bghqs,bgsk->bghqk", weights.astype(v.dtype), v)
-    return mixed.reshape(q.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """Everything at once: O(Q S) memory. The truth that other kernels are tested against."""
 
-    def __call__(self, q, k, v, query: Places | None, key: Places | None, pattern: Pattern, scale: float):
-        seen = None if query is None else visible(query, key, pattern)
-        return _weigh(q, k, v, seen, scale)
+    def __call__(
+        self, q, k, v, query: Places | None, key: Places | None, pattern: Pattern, scale: float, softcap: float | None
+    ):
+        return seeing(under(pattern), key, k, v, scale, softcap)(q, query)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,38 +39,35 @@ class Chunked:
 
     queries: int = 256
 
-    def __call__(self, q, k, v, query: Places | None, key: Places | None, pattern: Pattern, scale: float):
-        length = q.shape[2]
-        size = min(self.queries, length)
-        pad = -length % size
-        chunks = (length + pad) // size
-
-        def cut(x: Array, axis: int) -> Array:
-            """[.. Q ..] -> [chunks .. size ..]; padded queries see nothing because their `valid` is False."""
-            widths = [(0, pad if i == axis else 0) for i in range(x.ndim)]
-            split = jnp.pad(x, widths).reshape(*x.shape[:axis], chunks, size, *x.shape[axis + 1 :])
-            return jnp.moveaxis(split, axis, 0)
-
-        @jax.checkpoint
-        def one(part: tuple[Array, Places | None]) -> Array:
-            q_part, q_places = part
-            seen = None if q_places is None else visible(q_places, key, pattern)
-            return _weigh(q_part, k, v, seen, scale)
-
-        out = jax.lax.map(one, (cut(q, 2), None if query is None else jax.tree.map(lambda x: cut(x, 1), query)))
-        return jnp.moveaxis(out, 0, 2).reshape(*q.shape[:2], length + pad, -1)[:, :, :length]
+    def __call__(
+        self, q, k, v, query: Places | None, key: Places | None, pattern: Pattern, scale: float, softcap: float | None
+    ):
+        return in_chunks(seeing(under(pattern), key, k, v, scale, softcap), q, query, self.queries)
 
 
 @dataclasses.dataclass(frozen=True)
 class Auto:
-    """`Reference` up to `dense` queries, `Chunked` beyond."""
+    """`Reference` up to `dense` queries; beyond, what suits the platform that is traced for: `Splash` on a TPU,
+    `PerHead` on one CPU, else `chunked`."""
 
     dense: int = 1024
     chunked: Chunked = Chunked()
 
-    def __call__(self, q, k, v, query: Places | None, key: Places | None, pattern: Pattern, scale: float):
-        kernel = Reference() if q.shape[2] <= self.dense else self.chunked
-        return kernel(q, k, v, query, key, pattern, scale)
+    def __call__(
+        self, q, k, v, query: Places | None, key: Places | None, pattern: Pattern, scale: float, softcap: float | None
+    ):
+        kernel = Reference() if q.shape[2] <= self.dense else self._long(query is key, pattern)
+        return kernel(q, k, v, query, key, pattern, scale, softcap)
+
+    def _long(self, alike: bool, pattern: Pattern) -> Kernel:
+        """The kernel for many queries; `alike`: they stand at the keys' places."""
+        if target() == "tpu" and alike and not pattern.hidden:
+            from mmjax.ops.attention_tpu import Splash  # Pallas takes 0.3 s to import, which others need not wait for
+
+            return Splash()
+        if target() == "cpu" and jax.sharding.get_abstract_mesh().empty:
+            return PerHead()
+        return self.chunked
 
 
 def attend(
@@ -96,12 +78,12 @@ def attend(
     key: Places | None = None,
     *,
     pattern: Pattern = Pattern(),
-    scale: float | None = None,
+    softcap: float | None = None,
     kernel: Kernel = Auto(),
 ) -> Float[Array, "B H Q K"]:
     """Attention from query places to key places (Vaswani et al. 2017, equation 1).
 
-    Without places everything is visible. `key` defaults to `query` (self-attention). `scale` defaults to 1/sqrt(K).
+    Without places everything is visible. `key` defaults to `query` (self-attention). Logits are q k / sqrt(K).
+    `softcap` c bends each logit to c tanh(logit / c) (Gemma 2, arXiv 2408.00118, section 2).
     A query that may see no key returns zeros. G < H is grouped-query attention (arXiv 2305.13245)."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return kernel(q, k, v, query, query if key is None else key, pattern, scale)
+    return kernel(q, k, v, query, query if key is None else key, pattern, q.shape[-1] ** -0.5, softcap)

@@ -1,0 +1,218 @@
+"""Kernels that take short cuts give what all pairs give, values and gradients, however rows are laid out."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.core.errors import UserError
+from mmjax.core.layout import Layout
+from mmjax.core.tokens import Pattern, Places, visible
+from mmjax.ops.attention import Auto, Chunked, Reference, attend
+from mmjax.ops.attention_blocks import BigBird, BlockSparse, Given
+from mmjax.ops.attention_cpu import PerHead
+from mmjax.ops.attention_dense import weigh
+from mmjax.ops.attention_rows import looks_ahead
+from mmjax.ops.attention_sliding import Sliding
+from mmjax.ops.attention_tpu import Splash
+from mmjax.ops.target import target
+
+LENGTH = 40
+
+
+def row(*lengths, prefix=0, length=LENGTH):
+    """Samples of these lengths, then padding: each a prefix that sees itself, then causal."""
+    segment, position = np.zeros(length, int), np.zeros(length, int)
+    start = 0
+    for number, size in enumerate(lengths):
+        segment[start : start + size], position[start : start + size] = number + 1, np.arange(size)
+        start += size
+    return segment > 0, np.maximum(position - prefix + 1, 0), segment, position, np.zeros(length, int)
+
+
+def rows(*each):
+    return Places(*(jnp.asarray(np.stack(x)) for x in zip(*each, strict=True)))
+
+
+LAYOUTS = {
+    "causal": rows(row(17, 9, 11), row(LENGTH)),
+    "prefix": rows(row(23, 15, prefix=9), row(5, 30, prefix=7)),
+    "bidirectional": rows(row(17, 9, 11, prefix=99), row(30, prefix=99)),
+}
+HOLES = LAYOUTS["prefix"].replace(valid=LAYOUTS["prefix"].valid.at[:, 3:6].set(False))
+LAYOUTS["holes"] = HOLES
+LAYOUTS["not in order"] = jax.tree.map(lambda x: x[:, np.random.default_rng(0).permutation(LENGTH)], HOLES)
+
+
+def arrays(seed=0, heads=4, groups=2, length=LENGTH, width=8, batch=2):
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.normal(size=(batch, n, length, width)), jnp.float32) for n in (heads, groups, groups))
+
+
+@dataclasses.dataclass(frozen=True)
+class AllPairs:
+    """What a kernel with a visibility of its own has to equal."""
+
+    kernel: object
+    blocks: int | None = None
+
+    def __call__(self, q, k, v, query, key, pattern, scale, softcap):
+        see = self.kernel.see(pattern) if self.blocks is None else self.kernel.see(pattern, self.blocks)
+        return weigh(q, k, v, see(query, key), scale, softcap)
+
+
+@functools.cache
+def compiled(kernel, pattern=Pattern(), softcap=None):
+    """(arrays, places) -> outputs and gradients."""
+
+    def loss(parts, places):
+        out = attend(*parts, places, pattern=pattern, kernel=kernel, softcap=softcap)
+        return jnp.sum(jnp.sin(3 * out)), out
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def agree(kernel, reference, places, pattern=Pattern(), softcap=None):
+    (_, out), slopes = compiled(kernel, pattern, softcap)(arrays(), places)
+    (_, expected), expected_slopes = compiled(reference, pattern, softcap)(arrays(), places)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert not np.any(np.asarray(out).swapaxes(1, 2)[~np.asarray(places.valid)])
+    for got, wanted in zip(slopes, expected_slopes, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernel", [Sliding(queries=4), Sliding(ahead=0, queries=8)], ids=str)
+def test_a_sliding_window_sees_what_the_pattern_says(kernel, layout):
+    agree(kernel, Reference(), LAYOUTS[layout], Pattern(window=6))
+
+
+def test_a_sliding_window_may_hide_modalities_and_cap_logits():
+    places = LAYOUTS["prefix"].replace(modality=LAYOUTS["prefix"].position % 2)
+    agree(Sliding(queries=4), Reference(), places, Pattern(window=6, hidden=(("text", "image"),)), softcap=2.0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_leading_places_see_and_are_seen_by_their_whole_sample(layout):
+    kernel = Sliding(leading=2, samples=2, queries=4)  # one layout has three samples
+    agree(kernel, AllPairs(kernel), LAYOUTS[layout], Pattern(window=4))
+
+
+def test_leading_places_are_the_first_of_each_sample():
+    both = LAYOUTS["bidirectional"]
+    seen = np.asarray(Sliding(leading=2).see(Pattern(window=4))(both, both))[0]
+    assert seen[0, :17].all() and seen[:17, 1].all() and not seen[0, 17:].any()
+    assert seen[10].sum() == 7 + 2
+
+
+BLOCKS = {
+    "big bird": BigBird(random=1),
+    "given": Given(tuple((i, (i * 3) % 10) for i in range(10))),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_block_sparse_attention_is_that_of_its_layout(blocks, layout):
+    kernel = BlockSparse(BLOCKS[blocks], size=4, samples=2)  # one layout has three samples
+    agree(kernel, AllPairs(kernel, 10), LAYOUTS[layout])
+
+
+def test_big_bird_sees_its_neighbours_the_leading_block_and_drawn_ones():
+    blocks = BigBird(window=3, leading=1, random=2)
+    assert blocks.of(0) == (0, 1) and blocks.of(1) == (0, 1, 2)
+    assert {0, 19, 20, 21} < set(blocks.of(20)) and len(blocks.of(20)) == 6
+    assert blocks.of(20) == BigBird().of(20) != BigBird(seed=1).of(20)
+
+
+@pytest.mark.parametrize("narrow", [(Pattern(), None), (Pattern(window=6), 2.0)], ids=["full", "window and cap"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_splash_sees_what_the_reference_sees(layout, narrow):
+    agree(Splash(), Reference(), LAYOUTS[layout], *narrow)
+
+
+@pytest.mark.parametrize("window", [None, 150])
+def test_splash_leaves_out_tiles_and_nothing_else(window):
+    each = (row(200, 100, 60, prefix=30, length=384), row(380, length=384))
+    parts, places = arrays(length=384, heads=2, groups=1, width=4), rows(*each)
+    pattern = Pattern(window=window)
+    fast = jax.jit(lambda *x: attend(*x, places, pattern=pattern, kernel=Splash(block=128)))(*parts)
+    np.testing.assert_allclose(fast, attend(*parts, places, pattern=pattern, kernel=Reference()), atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [Splash(block=128), Auto(dense=8)], ids=str)
+def test_kernels_run_on_a_mesh(kernel):
+    layout = Layout(data=2, tensor=2)
+    parts, places = arrays(), LAYOUTS["prefix"]
+    expected = attend(*parts, places, kernel=Reference())
+    with layout.use(layout.mesh(jax.devices()[:4])):
+        assert target() == "cpu"
+        got = jax.jit(lambda *x: attend(*x, places, kernel=kernel))(*parts)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_head_by_head_gives_the_same(layout):
+    agree(PerHead(queries=16), Reference(), LAYOUTS[layout], Pattern(window=9), softcap=3.0)
+
+
+EXACT = [PerHead(4), Chunked(4), Sliding(queries=4), BlockSparse(Given(((0,),)), size=40), Splash()]
+
+
+@pytest.mark.parametrize("kernel", EXACT, ids=str)
+def test_a_memory_or_a_cache_may_stand_in_for_the_row(kernel):
+    places = LAYOUTS["prefix"]
+    q, k, v = arrays()
+    last = jax.tree.map(lambda x: x[:, -9:-4], places)
+    got = attend(q[:, :, -9:-4], k, v, last, places, pattern=Pattern(window=40), kernel=kernel)
+    np.testing.assert_allclose(got, attend(q, k, v, places)[:, :, -9:-4], atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", EXACT[:-1], ids=str)
+def test_without_places_all_is_visible(kernel):
+    parts = arrays()
+    seen = Pattern(window=LENGTH)
+    np.testing.assert_allclose(attend(*parts, pattern=seen, kernel=kernel), attend(*parts), atol=1e-5)
+
+
+def test_cost_grows_with_the_window_and_not_with_the_row():
+    def temporary(kernel, length):
+        q = jax.ShapeDtypeStruct((1, 2, length, 16), jnp.float32)
+        places = Places.all_of("text", 1, length).causal()
+        loss = lambda q, k, v: jnp.sum(kernel(q, k, v, places))  # noqa: E731
+        cost = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, q, q).compile()
+        return cost.memory_analysis().temp_size_in_bytes
+
+    pattern = Pattern(window=64)
+    sliding = lambda q, k, v, places: Sliding(queries=64)._banded(q, k, v, places, pattern, 1.0, None)  # noqa: E731
+    assert temporary(sliding, 4096) < 2.2 * temporary(sliding, 2048)
+
+
+def test_what_a_kernel_cannot_do_is_refused():
+    parts, places = arrays(), LAYOUTS["causal"]
+    with pytest.raises(UserError, match=r"Sliding needs a window; give pattern=Pattern\(window=512\)"):
+        attend(*parts, places, kernel=Sliding())
+    with pytest.raises(UserError, match=r"Splash cannot hide image from text; choose kernel=Auto\(\)"):
+        attend(*parts, places, kernel=Splash(), pattern=Pattern(hidden=(("text", "image"),)))
+    with pytest.raises(UserError, match="the block layout has 1 rows, but a row of tokens may hold 10 blocks"):
+        attend(*parts, places, kernel=BlockSparse(Given(((0,),)), size=4))
+    with pytest.raises(UserError, match="must be an odd number of blocks, such as 3; got 2"):
+        attend(*parts, places, kernel=BlockSparse(BigBird(window=2)))
+
+
+def test_how_far_a_row_looks_ahead():
+    places = rows(row(6, 8, length=16))
+    threes = places.replace(block=places.position // 3)
+    assert not looks_ahead(places, 0)[0]
+    assert looks_ahead(threes, 0)[0] and looks_ahead(threes, 1)[0] and not looks_ahead(threes, 2)[0]
+    hole = threes.replace(valid=threes.valid.at[:, 2::3].set(False))
+    assert looks_ahead(hole, 0)[0] and not looks_ahead(hole, 1)[0]
+
+
+def test_visibility_of_a_window_is_that_of_the_pattern():
+    places = LAYOUTS["prefix"]
+    see = Sliding().see(Pattern(window=5))
+    np.testing.assert_array_equal(see(places, places), visible(places, places, Pattern(window=5)))
