@@ -1,0 +1,60 @@
+"""Convolutions of groups and series, and the norm beside them, against plain numpy."""
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.core.errors import UserError
+from mmjax.core.parameters import unbox
+from mmjax.nn.convs import Conv, DepthwiseConv, GroupNorm, SeriesConv
+
+PICTURES = np.random.default_rng(0).normal(2, 3, size=(2, 6, 5, 12)).astype(np.float32)
+
+
+def run(module, x):
+    params = unbox(module.init(jax.random.key(0), x))
+    return np.asarray(module.apply(params, x)), params["params"]
+
+
+def test_groups_are_convolutions_of_their_own_channels():
+    y, params = run(Conv(8, groups=4, bias=False), PICTURES)
+    assert params["kernel"].shape == (3, 3, 3, 8)
+    for group in range(4):
+        kernel = {"kernel": params["kernel"][..., 2 * group : 2 * group + 2]}
+        alone = Conv(2, bias=False).apply({"params": kernel}, PICTURES[..., 3 * group : 3 * group + 3])
+        np.testing.assert_allclose(y[..., 2 * group : 2 * group + 2], alone, atol=1e-5)
+    with pytest.raises(UserError, match="5 groups must divide the 12 channels in and 10 out"):
+        run(Conv(10, groups=5), PICTURES)
+
+
+def test_a_depthwise_convolution_keeps_channels_apart():
+    y, params = run(DepthwiseConv(stride=2), PICTURES)
+    other = PICTURES.copy()
+    other[..., 3] += 1
+    changed = np.abs(np.asarray(DepthwiseConv(stride=2).apply({"params": params}, other)) - y).max((0, 1, 2)) > 0
+    assert y.shape == (2, 3, 3, 12) and list(np.flatnonzero(changed)) == [3]
+
+
+@pytest.mark.parametrize("size, stride", [(3, 1), (3, 2), (4, 2)])
+def test_a_series_followed_by_zeros_is_the_series(size, stride):
+    x = PICTURES[:, :, 0]
+    y, params = run(SeriesConv(7, size, stride), x)
+    assert y.shape == (2, -(-6 // stride), 7) or size % 2 == 0
+    for more in (1, 2, 5):
+        longer = np.pad(x, ((0, 0), (0, more), (0, 0)))
+        again = SeriesConv(7, size, stride).apply({"params": params}, longer)
+        np.testing.assert_allclose(again[:, : y.shape[1]], y, atol=1e-5)
+    kernel = np.asarray(params["kernel"])
+    before = (size - 1) // 2
+    whole = np.pad(x, ((0, 0), (before, size), (0, 0)))
+    first = np.einsum("btc,tco->bo", whole[:, stride : stride + size], kernel) + params["bias"]
+    np.testing.assert_allclose(y[:, 1], first, atol=1e-4)
+
+
+def test_group_norm_is_over_places_and_the_channels_of_a_group():
+    y, _ = run(GroupNorm(4, 0.0), PICTURES)
+    groups = y.reshape(2, 30, 3, 4).transpose(0, 2, 1, 3).reshape(6, -1)
+    np.testing.assert_allclose([groups.mean(1), groups.std(1)], [[0] * 6, [1] * 6], atol=1e-5)
+    np.testing.assert_allclose(run(GroupNorm(4, 0.0), PICTURES[:1])[0], y[:1], atol=1e-5)
+    with pytest.raises(UserError, match="groups of 8 channels do not divide 12"):
+        run(GroupNorm(8), PICTURES)
