@@ -4,7 +4,8 @@ row.
     mmjax train experiments/emoji_chat.py            train and evaluate
 
 Learns from OpenMoji and Noto pictures, and is judged on compositions of role, gender and skin tone that it has never
-seen, beside the same model without the picture.
+seen, beside the same model without the picture. Too short a training to trust: after 400 steps (about 6 minutes on 2
+cores) it answered .32 of the questions for tone and gender, .26 without the picture; longer ones were not measured.
 """
 
 from __future__ import annotations

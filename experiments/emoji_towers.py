@@ -128,8 +128,8 @@ def _text_tower(train: EmojiPairs, words: SentencePiece, width: int) -> Tower:
 PLAN = """\
 mmjax demo: a model that finds pictures by words in 14 languages.
   1. draws 3,773 emoji by three artists and learns a vocabulary                      about 40 s, once
-  2. trains two towers from scratch on two of the artists, 950 steps of 256          about 6 min on 2 cores
-  3. evaluates on concepts, compositions and a style it has never seen               about 40 s
+  2. trains two towers from scratch on two of the artists, 1,250 steps of 256        about 7 min on 2 cores
+  3. evaluates on concepts, compositions and a style it has never seen               about 30 s
   4. writes a page with pictures, curves and tables
 Stop it whenever you like: the same command goes on where it stopped."""
 

@@ -126,7 +126,7 @@ class CoCa(Writes):
             pooled["image"] = self.pool(self.contrastive(pictures, batch.image.valid.shape[1]), samples)
         met = self.head(pooled) | {"pooled": pooled, "present": {name: batch.present(name) for name in pooled}}
         met = met if samples > 1 else jax.tree.map(lambda x: x[:, 0] if x.ndim else x, met)
-        return decoder.head(told, batch.text, decoder._table()) | met
+        return decoder.head(told, batch.text, decoder.table()) | met
 
     def fuse(self, batch: Batch, *, train: bool = False) -> Fused:
         """See `Writes.fuse`."""

@@ -78,8 +78,8 @@ class Decoder(nn.Module):
 
     def __call__(self, batch: Batch, *, train: bool = False) -> dict[str, Any]:
         fused = self.fuse(batch, train=train)
-        x = self._through(fused.row, fused.memory, train=train)
-        return self.head(x[:, -batch.text.ids.shape[1] :], batch.text, self._table())  # media may stand before the text
+        x = self.through(fused.row, fused.memory, train=train)
+        return self.head(x[:, -batch.text.ids.shape[1] :], batch.text, self.table())  # media may stand before the text
 
     def fuse(self, batch: Batch, *, train: bool = False) -> Fused:
         """The row with its media in it, and what it may look at beside. Raises UserError when the batch has no text,
@@ -101,23 +101,25 @@ class Decoder(nn.Module):
 
     def prefill(self, fused: Fused) -> Float[Array, "B V"]:
         """What comes after the last place of each row."""
-        return self._logits(self._through(fused.row, fused.memory)[:, -1:])[:, 0]
+        return self._logits(self.through(fused.row, fused.memory)[:, -1:])[:, 0]
 
     def step(self, ids: Int[Array, "B n"], places: Live, memory: Tokens | None = None) -> Float[Array, "B n V"]:
         """What comes after each of `ids`, which stand at `places` of a row that the cache holds (`nn.cache`)."""
         none = jnp.full_like(ids, -1)
         text = Text(ids, none, places.segment, places.block, places.position, jnp.zeros(ids.shape))
         row = self.fusion(Tokens(self.dtypes.enter(self.embedding(ids)), places), text, {}).row
-        return self._logits(self._through(row, memory))
+        return self._logits(self.through(row, memory))
 
-    def _through(self, row: Tokens, memory: Tokens | None, *, train: bool = False) -> Float[Array, "B T D"]:
+    def through(self, row: Tokens, memory: Tokens | None, *, train: bool = False) -> Float[Array, "B T D"]:
+        """The row after positions, stack and norm."""
         x = self.positions(row.x, row.places.position)
         return self.norm(self.stack(x, row.places, memory, train=train))
 
     def _logits(self, x: Float[Array, "B n D"]) -> Float[Array, "B n V"]:
-        return self.head.logits(x, self._table())
+        return self.head.logits(x, self.table())
 
-    def _table(self) -> Float[Array, "V D"] | None:
+    def table(self) -> Float[Array, "V D"] | None:
+        """What the embedding lends to the head."""
         return unbox(self.embedding.get_variable("params", "table")) if self.tied else None
 
 

@@ -184,8 +184,8 @@ class Seq2Seq(Writes):
 
     def __call__(self, batch: Batch, *, train: bool = False) -> dict[str, Any]:
         fused, decoder = self.fuse(batch, train=train), self.decoder
-        x = decoder._through(fused.row, fused.memory, train=train)
-        return decoder.head(x, batch.text, decoder._table())
+        x = decoder.through(fused.row, fused.memory, train=train)
+        return decoder.head(x, batch.text, decoder.table())
 
     def fuse(self, batch: Batch, *, train: bool = False) -> Fused:
         """See `Writes.fuse`."""
@@ -227,7 +227,7 @@ class ShowAttendTell(Writes):
         fused, decoder = self.fuse(batch, train=train), self.decoder
         x = decoder.positions(fused.row.x, fused.row.places.position)
         x, looks = decoder.stack.tell(x, fused.row.places, fused.memory, train=train)
-        return decoder.head(decoder.norm(x), batch.text, decoder._table()) | {"attention": _told_of(looks, batch.text)}
+        return decoder.head(decoder.norm(x), batch.text, decoder.table()) | {"attention": _told_of(looks, batch.text)}
 
     def fuse(self, batch: Batch, *, train: bool = False) -> Fused:
         """See `Writes.fuse`."""
