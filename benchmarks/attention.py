@@ -23,7 +23,6 @@ from benchmarks.measure import ROOT, Target, Timing, conclude, hand_over, interl
 from mmjax.core.layout import Layout
 from mmjax.core.tokens import Pattern, Places
 from mmjax.ops.attention import Auto, Chunked, Kernel, Reference, attend
-from mmjax.ops.attention_sliding import Sliding
 
 LENGTHS, HEADS, WIDTH = (256, 2048), 8, 64
 FASTER, MOST_MIB = 4.0, 512
@@ -105,7 +104,6 @@ def on_tpu(topology: str) -> int:
         "Auto": (Auto(), Pattern()),
         "Auto, window": (Auto(), window),
         "Chunked": (Chunked(), Pattern()),
-        "Sliding": (Sliding(ahead=256), window),
     }
     rows, found = [], {}
     for side, (kernel, pattern) in sides.items():

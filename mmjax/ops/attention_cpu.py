@@ -5,47 +5,31 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
+from jaxtyping import Array
 
 from mmjax.core.tokens import Pattern, Places
-from mmjax.ops.attention_dense import cut, cut_places, join, under, weigh
+from mmjax.ops.attention_dense import in_chunks, seeing, under
 
 
 @dataclasses.dataclass(frozen=True)
 class PerHead:
-    """Exact attention, row by row and head by head, `queries` queries at a time, recomputed in the backward pass."""
+    """Exact attention, row by row and key-value head by head, `queries` queries at a time, recomputed in the backward
+    pass. On devices that share rows or heads, other kernels are better: a loop over what is split moves data."""
 
     queries: int = 256
 
     def __call__(
         self, q, k, v, query: Places | None, key: Places | None, pattern: Pattern, scale: float, softcap: float | None
     ):
-        groups, length = k.shape[1], q.shape[2]
-        size = min(self.queries, length)
-        see = under(pattern)
-
-        def row(part: tuple) -> jax.Array:
+        def row(part: tuple) -> Array:
             q, k, v, query, key = part
+            query, key = jax.tree.map(lambda x: x[None], (query, key))
 
-            def chunk(part: tuple) -> jax.Array:
-                q, query = part
-                seen = None if query is None else see(_one(query), _one(key))
+            def head(part: tuple) -> Array:
+                q, k, v = (x[None] for x in part)  # [1 R T K], [1 S K] twice
+                look = seeing(under(pattern), key, k[:, None], v[:, None], scale, softcap)
+                return in_chunks(look, q, query, self.queries)[0]
 
-                @jax.checkpoint
-                def head(part: tuple) -> jax.Array:
-                    q, k, v = (x[None] for x in part)
-                    return weigh(q, k[:, None], v[:, None], seen, scale, softcap)[0]
-
-                return jax.lax.map(head, (q, k, v))
-
-            grouped = q.reshape(groups, -1, *q.shape[1:])
-            places = None if query is None else jax.tree.map(lambda x: x[:, 0], cut_places(_one(query), size))
-            out = join(jax.lax.map(chunk, (cut(grouped, size, 2), places)), length, 2)
-            return out.reshape(q.shape)
+            return jax.lax.map(head, (q.reshape(k.shape[0], -1, *q.shape[1:]), k, v)).reshape(q.shape)
 
         return jax.lax.map(row, (q, k, v, query, key))
-
-
-def _one(places: Places) -> Places:
-    """The places of one row as a batch of one."""
-    return jax.tree.map(lambda x: jnp.asarray(x)[None], places)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Int
 from mmjax.core.errors import UserError
 from mmjax.core.layout import axes_of
 from mmjax.core.tokens import Pattern, Places
+from mmjax.ops.attention_cpu import PerHead
 from mmjax.ops.attention_dense import in_chunks, seeing, under
 from mmjax.ops.attention_rows import everywhere, in_order, in_step, refuse, runs
 from mmjax.ops.target import target
@@ -34,7 +35,7 @@ class Splash:
     visible are left out, whether by order, window or packing. Elsewhere the kernels are interpreted: only for tests.
 
     block: places of a tile.   spare: queries at a time for a row that the kernels cannot express, because it is not in
-    order, or has a window and positions that do not count up; few, for room is set aside for them in any case.
+    order, or has a window and positions that do not count up (by `PerHead`).
     queries: how many at a time where they are not the keys' places (a memory, or a cache while decoding).
 
     The kernels see, per query, one number: the last place that it sees (`_Until`), or that and its own place
@@ -42,7 +43,7 @@ class Splash:
     """
 
     block: int = 512
-    spare: int = 16
+    spare: int = 128
     queries: int = 256
 
     def __call__(
@@ -63,10 +64,10 @@ class Splash:
         def fast(q, k, v, places):
             return self._row(q, k, v, places, pattern, scale, options)
 
-        def slow(q, k, v, places):
-            here = jax.tree.map(lambda x: x[None], places)
-            look = seeing(under(pattern), here, k[None], v[None], scale, options["attn_logits_soft_cap"])
-            return in_chunks(look, q[None], here, self.spare)[0]
+        def slow(*row):
+            *parts, places = jax.tree.map(lambda x: x[None], row)
+            softcap = options["attn_logits_soft_cap"]
+            return PerHead(self.spare)(*parts, places, places, pattern, scale, softcap)[0]
 
         one = _either(fast, slow)
         if q.shape[0] == 1:  # no loop, no copies

@@ -1,87 +1,18 @@
 """Kernels that take short cuts give what all pairs give, values and gradients, however rows are laid out."""
 
-import dataclasses
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmjax.core.errors import UserError
-from mmjax.core.layout import Layout
 from mmjax.core.tokens import Pattern, Places, visible
-from mmjax.ops.attention import Auto, Chunked, Reference, attend
+from mmjax.ops.attention import Chunked, Reference, attend
 from mmjax.ops.attention_blocks import BigBird, BlockSparse, Given
 from mmjax.ops.attention_cpu import PerHead
-from mmjax.ops.attention_dense import weigh
 from mmjax.ops.attention_rows import looks_ahead
 from mmjax.ops.attention_sliding import Sliding
-from mmjax.ops.attention_tpu import Splash
-from mmjax.ops.target import target
-
-LENGTH = 40
-
-
-def row(*lengths, prefix=0, length=LENGTH):
-    """Samples of these lengths, then padding: each a prefix that sees itself, then causal."""
-    segment, position = np.zeros(length, int), np.zeros(length, int)
-    start = 0
-    for number, size in enumerate(lengths):
-        segment[start : start + size], position[start : start + size] = number + 1, np.arange(size)
-        start += size
-    return segment > 0, np.maximum(position - prefix + 1, 0), segment, position, np.zeros(length, int)
-
-
-def rows(*each):
-    return Places(*(jnp.asarray(np.stack(x)) for x in zip(*each, strict=True)))
-
-
-LAYOUTS = {
-    "causal": rows(row(17, 9, 11), row(LENGTH)),
-    "prefix": rows(row(23, 15, prefix=9), row(5, 30, prefix=7)),
-    "bidirectional": rows(row(17, 9, 11, prefix=99), row(30, prefix=99)),
-}
-HOLES = LAYOUTS["prefix"].replace(valid=LAYOUTS["prefix"].valid.at[:, 3:6].set(False))
-LAYOUTS["holes"] = HOLES
-LAYOUTS["not in order"] = jax.tree.map(lambda x: x[:, np.random.default_rng(0).permutation(LENGTH)], HOLES)
-
-
-def arrays(seed=0, heads=4, groups=2, length=LENGTH, width=8, batch=2):
-    rng = np.random.default_rng(seed)
-    return tuple(jnp.asarray(rng.normal(size=(batch, n, length, width)), jnp.float32) for n in (heads, groups, groups))
-
-
-@dataclasses.dataclass(frozen=True)
-class AllPairs:
-    """What a kernel with a visibility of its own has to equal."""
-
-    kernel: object
-    blocks: int | None = None
-
-    def __call__(self, q, k, v, query, key, pattern, scale, softcap):
-        see = self.kernel.see(pattern) if self.blocks is None else self.kernel.see(pattern, self.blocks)
-        return weigh(q, k, v, see(query, key), scale, softcap)
-
-
-@functools.cache
-def compiled(kernel, pattern=Pattern(), softcap=None):
-    """(arrays, places) -> outputs and gradients."""
-
-    def loss(parts, places):
-        out = attend(*parts, places, pattern=pattern, kernel=kernel, softcap=softcap)
-        return jnp.sum(jnp.sin(3 * out)), out
-
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
-
-
-def agree(kernel, reference, places, pattern=Pattern(), softcap=None):
-    (_, out), slopes = compiled(kernel, pattern, softcap)(arrays(), places)
-    (_, expected), expected_slopes = compiled(reference, pattern, softcap)(arrays(), places)
-    np.testing.assert_allclose(out, expected, atol=1e-5)
-    assert not np.any(np.asarray(out).swapaxes(1, 2)[~np.asarray(places.valid)])
-    for got, wanted in zip(slopes, expected_slopes, strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-5)
+from tests.ops.attention_cases import LAYOUTS, LENGTH, AllPairs, agree, arrays, row, rows
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -128,38 +59,12 @@ def test_big_bird_sees_its_neighbours_the_leading_block_and_drawn_ones():
     assert blocks.of(20) == BigBird().of(20) != BigBird(seed=1).of(20)
 
 
-@pytest.mark.parametrize("narrow", [(Pattern(), None), (Pattern(window=6), 2.0)], ids=["full", "window and cap"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_splash_sees_what_the_reference_sees(layout, narrow):
-    agree(Splash(), Reference(), LAYOUTS[layout], *narrow)
-
-
-@pytest.mark.parametrize("window", [None, 150])
-def test_splash_leaves_out_tiles_and_nothing_else(window):
-    each = (row(200, 100, 60, prefix=30, length=384), row(380, length=384))
-    parts, places = arrays(length=384, heads=2, groups=1, width=4), rows(*each)
-    pattern = Pattern(window=window)
-    fast = jax.jit(lambda *x: attend(*x, places, pattern=pattern, kernel=Splash(block=128)))(*parts)
-    np.testing.assert_allclose(fast, attend(*parts, places, pattern=pattern, kernel=Reference()), atol=1e-5)
-
-
-@pytest.mark.parametrize("kernel", [Splash(block=128), Auto(dense=8)], ids=str)
-def test_kernels_run_on_a_mesh(kernel):
-    layout = Layout(data=2, tensor=2)
-    parts, places = arrays(), LAYOUTS["prefix"]
-    expected = attend(*parts, places, kernel=Reference())
-    with layout.use(layout.mesh(jax.devices()[:4])):
-        assert target() == "cpu"
-        got = jax.jit(lambda *x: attend(*x, places, kernel=kernel))(*parts)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_head_by_head_gives_the_same(layout):
     agree(PerHead(queries=16), Reference(), LAYOUTS[layout], Pattern(window=9), softcap=3.0)
 
 
-EXACT = [PerHead(4), Chunked(4), Sliding(queries=4), BlockSparse(Given(((0,),)), size=40), Splash()]
+EXACT = [PerHead(4), Chunked(4), Sliding(queries=4), BlockSparse(Given(((0,),)), size=40)]
 
 
 @pytest.mark.parametrize("kernel", EXACT, ids=str)
@@ -171,7 +76,7 @@ def test_a_memory_or_a_cache_may_stand_in_for_the_row(kernel):
     np.testing.assert_allclose(got, attend(q, k, v, places)[:, :, -9:-4], atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", EXACT[:-1], ids=str)
+@pytest.mark.parametrize("kernel", EXACT, ids=str)
 def test_without_places_all_is_visible(kernel):
     parts = arrays()
     seen = Pattern(window=LENGTH)
@@ -195,8 +100,6 @@ def test_what_a_kernel_cannot_do_is_refused():
     parts, places = arrays(), LAYOUTS["causal"]
     with pytest.raises(UserError, match=r"Sliding needs a window; give pattern=Pattern\(window=512\)"):
         attend(*parts, places, kernel=Sliding())
-    with pytest.raises(UserError, match=r"Splash cannot hide image from text; choose kernel=Auto\(\)"):
-        attend(*parts, places, kernel=Splash(), pattern=Pattern(hidden=(("text", "image"),)))
     with pytest.raises(UserError, match="the block layout has 1 rows, but a row of tokens may hold 10 blocks"):
         attend(*parts, places, kernel=BlockSparse(Given(((0,),)), size=4))
     with pytest.raises(UserError, match="must be an odd number of blocks, such as 3; got 2"):
