@@ -101,21 +101,22 @@ class Decoder(nn.Module):
 
     def prefill(self, fused: Fused) -> Float[Array, "B V"]:
         """What comes after the last place of each row."""
-        return self._logits(self.through(fused.row, fused.memory)[:, -1:])[:, 0]
+        return self.logits(self.through(fused.row, fused.memory)[:, -1:])[:, 0]
 
     def step(self, ids: Int[Array, "B n"], places: Live, memory: Tokens | None = None) -> Float[Array, "B n V"]:
         """What comes after each of `ids`, which stand at `places` of a row that the cache holds (`nn.cache`)."""
         none = jnp.full_like(ids, -1)
         text = Text(ids, none, places.segment, places.block, places.position, jnp.zeros(ids.shape))
         row = self.fusion(Tokens(self.dtypes.enter(self.embedding(ids)), places), text, {}).row
-        return self._logits(self.through(row, memory))
+        return self.logits(self.through(row, memory))
 
     def through(self, row: Tokens, memory: Tokens | None, *, train: bool = False) -> Float[Array, "B T D"]:
         """The row after positions, stack and norm."""
         x = self.positions(row.x, row.places.position)
         return self.norm(self.stack(x, row.places, memory, train=train))
 
-    def _logits(self, x: Float[Array, "B n D"]) -> Float[Array, "B n V"]:
+    def logits(self, x: Float[Array, "B n D"]) -> Float[Array, "B n V"]:
+        """What the head says after each place of what came `through`."""
         return self.head.logits(x, self.table())
 
     def table(self) -> Float[Array, "V D"] | None:

@@ -20,7 +20,7 @@ from tests.decoding.conftest import MODELS, PROMPTS, VOCAB, parameters, rows_of
 def _whole(fixed, params, batch):
     scope = fixed.model.bind({"params": params})
     fused = scope.fuse(batch)
-    return scope._logits(scope._through(fused.row, fused.memory))
+    return scope.logits(scope.through(fused.row, fused.memory))
 
 
 def logits_of(model, params, rows):

@@ -107,6 +107,6 @@ def scores(model, params, batch):
     def run(params, batch):
         scope = model.bind({"params": params})
         fused = scope.fuse(batch)
-        return scope.decoder._logits(scope.decoder._through(fused.row, fused.memory))
+        return scope.decoder.logits(scope.decoder.through(fused.row, fused.memory))
 
     return np.asarray(jax.jit(run)(params, batch))

@@ -115,7 +115,7 @@ def said(model, params, prompt):
     def run(params, batch):
         scope = model.bind({"params": params})
         fused = scope.fuse(batch)
-        return scope._logits(scope._through(fused.row, fused.memory))
+        return scope.logits(scope.through(fused.row, fused.memory))
 
     return np.asarray(jax.jit(run)(params, rows_of([prompt])))[0]
 
