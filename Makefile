@@ -9,7 +9,7 @@ READY_PEERS := $(VENV)/.ready-peers
 .PHONY: demo test lint format bench clean
 
 demo: $(READY)  ## train, evaluate and report on the emoji set
-	@$(BIN)/python -m experiments.emoji_towers
+	@$(BIN)/python -m experiments.emoji_chat
 
 test: $(READY)  ## all tests, WORKERS processes at a time
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests

@@ -63,7 +63,26 @@ class ChatFeature:
 
     def build(self, chunk: Chunk) -> Mapping[str, Any]:
         """See `Feature`: the token row, and the media that stand in it."""
-        return self._assembled(chunk, self._samples(chunk, self.template.said))
+        return self.assembled(chunk, [[sample] for sample in self.samples(chunk)])
+
+    def samples(self, chunk: Chunk) -> list[Sample]:
+        """The dialogue of each row; an empty one where the row cannot be used."""
+        return self._samples(chunk, self.template.said)
+
+    def assembled(self, chunk: Chunk, rows: Sequence[Sequence[Sample]]) -> dict[str, Any]:
+        """What `build` makes, with these samples in each row; media are those of its first."""
+        firsts = [samples[0] for samples in rows]
+        parts: dict[str, Any] = {"text": self._text(rows)}
+        for kind, feature in zip(self._kinds, self.media, strict=True):
+            field, _ = self._kinds[kind]
+            column = chunk.column(field)
+            held = [items_of(value) for value in column]
+            kept = [sample.items.get(kind, ()) for sample in firsts]
+            whole = all(numbers == tuple(range(len(items))) for numbers, items in zip(kept, held, strict=True))
+            if not (whole and isinstance(column, np.ndarray)):
+                column = [_one([items[i] for i in numbers]) for numbers, items in zip(kept, held, strict=True)]
+            parts |= feature.build(dataclasses.replace(chunk, columns={**chunk.columns, field: column}))
+        return parts
 
     def show(self, part: Mapping[str, Any], row: int) -> Mapping[str, Any]:
         """See `Feature`: the dialogue as the model reads it, and its first media."""
@@ -113,7 +132,7 @@ class ChatFeature:
         fields = dict.fromkeys(field for record in records for field in record)
         columns = {field: [record.get(field) for record in records] for field in fields}
         chunk = Chunk(columns, np.zeros(len(records), np.uint64))
-        parts = self._assembled(chunk, self._samples(chunk, self.template.asked))
+        parts = self.assembled(chunk, [[sample] for sample in self._samples(chunk, self.template.asked)])
         if chunk.errors:
             told = [f"prompt {row}: {error.reason}" for row, error in sorted(chunk.errors.items())]
             raise UserError("\n".join(told))
@@ -214,33 +233,24 @@ class ChatFeature:
             return np.ones(len(spans), bool)
         return self.truncation.keep(np.array([span.turn for span in spans]), size, room)
 
-    def _assembled(self, chunk: Chunk, samples: Sequence[Sample]) -> dict[str, Any]:
-        parts: dict[str, Any] = {"text": self._text(samples)}
-        for kind, feature in zip(self._kinds, self.media, strict=True):
-            field, _ = self._kinds[kind]
-            column = chunk.column(field)
-            held = [items_of(value) for value in column]
-            kept = [sample.items.get(kind, ()) for sample in samples]
-            whole = all(numbers == tuple(range(len(items))) for numbers, items in zip(kept, held, strict=True))
-            if not (whole and isinstance(column, np.ndarray)):
-                column = [_one([items[i] for i in numbers]) for numbers, items in zip(kept, held, strict=True)]
-            parts |= feature.build(dataclasses.replace(chunk, columns={**chunk.columns, field: column}))
-        return parts
-
-    def _text(self, samples: Sequence[Sample]) -> Text:
-        shape = (len(samples), self.length)
+    def _text(self, rows: Sequence[Sequence[Sample]]) -> Text:
+        shape = (len(rows), self.length)
         text = Text(
             np.full(shape, self.tokenizer.pad, np.int32), np.full(shape, -1, np.int32),
             *(np.zeros(shape, np.int32) for _ in range(3)), np.zeros(shape, np.float32), self._row.text.per_item,
         )  # fmt: skip
         landing = self._row.landing()
         start = {kind: np.zeros(1, np.int32) for kind in landing}
-        for row, sample in enumerate(samples):
-            size = len(sample)
-            for name in ("ids", "block", "position", "loss"):
-                getattr(text, name)[row, :size] = getattr(sample, name)
-            text.slot[row, :size] = moved(sample.slot, np.zeros(size, np.int32), sample.landing, landing, start)
-            text.segment[row, :size] = 1
+        for row, samples in enumerate(rows):
+            end = 0
+            for number, sample in enumerate(samples, 1):
+                size = len(sample)
+                here = (row, slice(end, end + size))
+                for name in ("ids", "block", "position", "loss"):
+                    getattr(text, name)[here] = getattr(sample, name)
+                text.slot[here] = moved(sample.slot, np.zeros(size, np.int32), sample.landing, landing, start)
+                text.segment[here] = number
+                end += size
         return text
 
 

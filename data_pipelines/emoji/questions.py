@@ -19,7 +19,7 @@ from data_pipelines.emoji.pairing import partners, twins
 from data_pipelines.emoji.pairs import EmojiPairs
 from data_pipelines.emoji.wordings import ELSEWHERE, ENGLISH, put, wordings
 from data_pipelines.randomness import fold, mix, named
-from mmjax.core.errors import UserError, unknown_name
+from mmjax.core.errors import UserError, check_names
 
 KINDS = ("name", "group", "subgroup", "tone", "gender", "country", "capital", "region", "is", "which")
 BALANCED = ("group", "subgroup", "tone", "gender", "region")  # kinds with few answers
@@ -55,10 +55,8 @@ class EmojiQuestions:
     turns: int = 2
 
     def __post_init__(self):
-        for kind, given, known in (("kind", self.kinds, KINDS), ("language", self.languages, LANGUAGES)):
-            for name in given:
-                if name not in known:
-                    raise UserError(unknown_name(kind, name, known))
+        check_names("kind", self.kinds, KINDS)
+        check_names("language", self.languages, LANGUAGES)
         if not self.languages:
             raise UserError(f"languages is empty; choose from {', '.join(LANGUAGES)}")
         if not 1 <= self.turns <= 64:
@@ -87,9 +85,17 @@ class EmojiQuestions:
         places = {"kind": _KIND, "language": _LANGUAGE}
         if name in places:
             return self._rows[:, places[name]]
-        if name not in LABELS:
-            raise UserError(unknown_name("column", name, [*places, *LABELS]))
+        check_names("column", (name,), (*places, *LABELS))
         return self._pairs.column(name)[self._rows[:, _PICTURE]]
+
+    def said(self, indices: np.ndarray) -> tuple[list[str], list[str]]:
+        """Questions and answers, without drawing a picture."""
+        return self._said(self._rows[indices])
+
+    @property
+    def shown(self) -> np.ndarray:
+        """[len] which drawing each question is about."""
+        return self._rows[:, _PICTURE]
 
     def texts(self, field: str = "question") -> list[str]:
         """What questions and answers are made of, each once in a stable order: the same for either field, so that one
@@ -109,8 +115,9 @@ class EmojiQuestions:
         return {**self._pairs.fingerprint(), "emoji questions": fingerprint_of(settings)}
 
     def names(self) -> Mapping[str, tuple[str, ...]]:
-        """See `data_pipelines.protocols.Source`."""
-        return {**self._pairs.names(), "kind": KINDS, "language": LANGUAGES}
+        """See `data_pipelines.protocols.Source`. `answer`, where every kind that is asked has few."""
+        few = {"answer": self._answers} if self._answers else {}
+        return {**self._pairs.names(), "kind": KINDS, "language": LANGUAGES} | few
 
     def card(self) -> Mapping[str, Any]:
         """What reports say of this data."""
@@ -220,6 +227,13 @@ class EmojiQuestions:
         columns = (rows[:, _KIND], rows[:, _LANGUAGE], own, asked, way >> np.uint64(1), way & np.uint64(1))
         said = [_question_and_answer(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
         return [question for question, _ in said], [answer for _, answer in said]
+
+    @functools.cached_property
+    def _answers(self) -> tuple[str, ...]:
+        """All answers there are; () where a kind is asked that has many."""
+        asked = [(kind, name) for kind in self.kinds or KINDS for name in self.languages if wordings(kind, name)]
+        few = [self.choices(kind, language) for kind, language in asked]
+        return tuple(dict.fromkeys(answer for some in few for answer in some)) if all(few) else ()
 
     def _sizes(self) -> dict[str, int]:
         """Questions by kind."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from mmjax.core.batch import Batch
@@ -17,7 +17,7 @@ class Data(Protocol):
     """
 
     def spec(self) -> Batch:
-        """The *global* batch as ShapeDtypeStructs."""
+        """The *global* batch as ShapeDtypeStructs; of several shapes (`Shapes`) the one that takes most."""
         ...
 
     def fingerprint(self) -> Mapping[str, str]:
@@ -40,6 +40,20 @@ class Data(Protocol):
 
 
 @runtime_checkable
+class Shapes(Protocol):
+    """Data whose batches come in several shapes, such as one for each length; a run compiles its step for each."""
+
+    def specs(self) -> Sequence[Batch]:
+        """Every global batch that may come, as ShapeDtypeStructs."""
+        ...
+
+
+def specs_of(data: Data) -> tuple[Batch, ...]:
+    """Every global batch that may come, as ShapeDtypeStructs: one, unless the data tell of more."""
+    return tuple(data.specs()) if isinstance(data, Shapes) else (data.spec(),)
+
+
+@runtime_checkable
 class Objective(Protocol):
     """A pure function of a model's outputs and the batch. `"loss"` is what is trained; other entries are reported."""
 
@@ -53,8 +67,9 @@ class EvalContext(Protocol):
     params: Any
     step: int
 
-    def outputs(self, data: Data) -> Iterator[tuple[Mapping[str, Any], Batch]]:
-        """(model outputs, host batch), both numpy, over one pass of `data`, in order; padding rows are included.
+    def outputs(self, data: Data, *names: str) -> Iterator[tuple[Mapping[str, Any], Batch]]:
+        """(model outputs, host batch), both numpy, over one pass of `data`, in order; padding rows are included. With
+        `names`, only these outputs, where the model has them all; what they do not need is not computed.
         Compiled once per batch shape. Stops the run cleanly (raises) when the process was asked to stop."""
         ...
 

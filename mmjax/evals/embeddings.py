@@ -62,7 +62,7 @@ def embed(
     Raises UserError for a label or modality that is not there, DataError when no example is left."""
     wanted = wanted_labels(data, labels)
     rows: list[list[Array]] = []
-    for outputs, batch in context.outputs(data):
+    for outputs, batch in context.outputs(data, output):
         values = _pick(outputs, output, modalities)
         real = np.asarray(batch.valid)[:, 0]
         for name in modalities:

@@ -73,7 +73,7 @@ def perplexity(counts: Float[Array, "... 3"]) -> Float[Array, "..."]:
 
 
 def _counted(context: EvalContext, data: Data) -> Iterator[tuple[Float[Array, "B 3"], Batch]]:
-    for outputs, batch in context.outputs(data):
+    for outputs, batch in context.outputs(data, "nll", "hit"):
         weight = np.asarray(batch.text.loss, np.float64) * (np.asarray(batch.text.position) > 0)
         columns = [_scored(outputs, "nll", weight), _scored(outputs, "hit", weight), weight]
         yield np.stack([column.sum(1) for column in columns], axis=1), batch

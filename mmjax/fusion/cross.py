@@ -80,12 +80,23 @@ class LastItem:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class WholeRow:
+    """All samples of a row see every item in it: several dialogues about one picture."""
+
+    def __call__(self, query: Places, key: Places) -> tuple[Places, Places]:
+        def one(places: Places) -> Places:
+            return places.replace(segment=jnp.minimum(places.segment, 1))
+
+        return one(query), one(key)
+
+
 class Scoped(nn.Module):
     """Attention to a part of the memory: `Scoped(Attention(8), LastItem())` in the `cross` slot of a
     `Block`, or as the attention of a `GatedCross`."""
 
     attention: nn.Module
-    part: LastItem = LastItem()
+    part: LastItem | WholeRow = LastItem()
 
     def __call__(self, x: Array, places: Places, memory: Array, memory_places: Places) -> Float[Array, "B T D"]:
         asks = places.bare() if isinstance(places, Live) else places

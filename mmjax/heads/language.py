@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -24,7 +26,9 @@ class Language(nn.Module):
     Without a table from outside (that of the embedding: tied weights, arXiv 1608.05859) it has its own, of `rows`
     vectors (None: vocab). vocab: ids that are real; further rows of a table are padding, which lets it be split over
     devices. bias: an offset for each id. cap: of the scores (Gemma 2, arXiv 2408.00118, section 2). execution: how the
-    loss is computed; every choice gives the same numbers.
+    loss is computed; every choice gives the same numbers. scored: what share of all places of
+    a batch has a loss weight at most; then these alone are scored, the others tell nothing, and "nll" of a batch with
+    more is NaN, which the guard of a run sees. Worth it on one device where answers are short and questions long.
     """
 
     vocab: int
@@ -32,6 +36,7 @@ class Language(nn.Module):
     bias: bool = False
     cap: float | None = None
     execution: Execution = Auto()
+    scored: float | None = None
 
     @nn.compact
     def words(self, width: int, table: Float[Array, "V D"] | None = None) -> Words:
@@ -53,12 +58,26 @@ class Language(nn.Module):
 
         All zero where there is nothing to predict or nothing to predict it from: at media, at padding, at the first
         `distance` places of a sample. Packed samples predict nothing of each other."""
-        words = self.words(x.shape[-1], table)
         target, weight = ahead(text, distance)
-        told = cross_entropy(
-            x, words.table, target, bias=words.bias, weight=weight, form=self.form, execution=self.execution
-        )
-        return {name: later(getattr(told, name), distance) for name in ("nll", "log_z", "hit")}
+        told = self._told(x, table, target, weight) if self.scored is None else self._some(x, table, target, weight)
+        return {name: later(y, distance) for name, y in told.items()}
+
+    def _told(self, x: Array, table: Array | None, target: Array, weight: Array) -> dict[str, Array]:
+        words = self.words(x.shape[-1], table)
+        form, execution = self.form, self.execution
+        told = cross_entropy(x, words.table, target, bias=words.bias, weight=weight, form=form, execution=execution)
+        return {name: getattr(told, name) for name in ("nll", "log_z", "hit")}
+
+    def _some(self, x: Array, table: Array | None, target: Array, weight: Array) -> dict[str, Array]:
+        """The same of the places that count, gathered."""
+        counts = weight.reshape(-1) > 0
+        most = math.ceil(self.scored * counts.size)
+        where = jax.lax.top_k(counts.astype(jnp.float32), most)[1]
+        x, target, counting = (y.reshape(counts.size, *y.shape[2:])[where] for y in (x, target, weight))
+        told = self._told(x, table, jnp.where(counting > 0, target, -1), counting)
+        whole = {name: jnp.zeros(counts.size, y.dtype).at[where].set(y) for name, y in told.items()}
+        whole["nll"] = jnp.where(jnp.sum(counts) > most, jnp.nan, whole["nll"])
+        return {name: y.reshape(weight.shape) for name, y in whole.items()}
 
     def logits(self, x: Float[Array, "*b D"], table: Float[Array, "V D"] | None = None) -> Float[Array, "*b V"]:
         """float32 scores of every id after each place; -inf at the padding of the table."""

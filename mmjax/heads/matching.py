@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -22,17 +22,19 @@ class Matching(nn.Module):
     """Image-text matching (ALBEF, arXiv 2107.07651, section 3.2): of each sample the pair itself, its left with a hard
     negative right, and a hard negative left with its right; all three through `fuse`, one logit each.
 
-    fuse: `fuse(left: Tokens, right: Tokens, train=...)` -> a vector per row [3B D]. left, right, same, alike: as in
-    `objectives.contrastive`, so that a picture's other caption is never taken for a mistake. Gives {"matching":
-    {"logit" float32 [B 3], "valid" bool [B 3]}}, the true pair first. Negatives are drawn in training by the step's own
-    randomness, in evaluation the same for every call; under gradient accumulation, from the micro-batch.
+    fuse: a module or function `(left: Tokens, right: Tokens, train=...)` -> a vector per row [3B D]. left, right, same,
+    alike: as in `objectives.contrastive`, so that a picture's other caption is never taken for a mistake. Gives
+    {"matching": {"logit" float32 [B 3], "valid" bool [B 3]}}, the true pair first. Negatives are drawn in training by
+    the step's own randomness, in evaluation the same for every call; under gradient accumulation, from the micro-batch.
+    hardness: 1 draws them as the paper does, by the softmax of the contrastive scores; 0 without regard to these.
     """
 
-    fuse: nn.Module
+    fuse: Callable[..., Array]
     left: str = "image"
     right: str = "text"
     same: str | None = None
     alike: tuple[str, ...] = ()
+    hardness: float = 1.0
 
     @nn.compact
     def __call__(
@@ -54,7 +56,7 @@ class Matching(nn.Module):
         here = outputs["present"][self.left], outputs["present"][self.right]
         relation = Relation.labelled(batch, *here, self.same, self.alike)
         key = self.make_rng("dropout") if train else jax.random.key(0)
-        return relation, hard_negatives(key, *sides, outputs["scale"], relation)
+        return relation, hard_negatives(key, *sides, self.hardness * outputs["scale"], relation)
 
 
 def triples(left: Any, right: Any, picked: Negatives) -> tuple[Any, Any]:

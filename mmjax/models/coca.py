@@ -9,12 +9,11 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmjax.core.batch import MODALITIES, Batch
-from mmjax.core.errors import UserError, unknown_name
+from mmjax.core.errors import look_up
 from mmjax.core.parameters import declare, slot
 from mmjax.core.tokens import Fused, Places, Tokens
 from mmjax.encoders.image import PatchStem, ViT
@@ -23,6 +22,7 @@ from mmjax.heads.contrastive import Contrastive
 from mmjax.heads.language import Language
 from mmjax.models.decoder import Decoder
 from mmjax.models.seq2seq import Writes
+from mmjax.models.towers import met
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block, Chain
 from mmjax.nn.embeddings import LearnedGrid, LearnedPositions, TokenEmbedding
@@ -88,9 +88,8 @@ class CoCa(Writes):
     @classmethod
     def of(cls, size: str, vocab: int, length: int = 64, resolution: int = 288, patch: int = 18, **slots: Any) -> CoCa:
         """A published shape, `"base"` (see `COCAS`), for rows of up to `length` ids; `slots` replace parts."""
-        if size not in COCAS:
-            raise UserError(unknown_name("CoCa", size, COCAS))
-        shape, image = COCAS[size], COCAS[size].image
+        shape = look_up("CoCa", size, COCAS)
+        image = shape.image
 
         def stack(depth: int, **cross: Any) -> Stack:
             return Stack(Block(Attention(image.heads), FeedForward(image.mlp), **cross), depth)
@@ -124,9 +123,8 @@ class CoCa(Writes):
         pooled = {"text": self.text_norm(x[:, length:])}
         if pictures is not None:
             pooled["image"] = self.pool(self.contrastive(pictures, batch.image.valid.shape[1]), samples)
-        met = self.head(pooled) | {"pooled": pooled, "present": {name: batch.present(name) for name in pooled}}
-        met = met if samples > 1 else jax.tree.map(lambda x: x[:, 0] if x.ndim else x, met)
-        return decoder.head(told, batch.text, decoder.table()) | met
+        present = {name: batch.present(name) for name in pooled}
+        return decoder.head(told, batch.text, decoder.table()) | met(self.head, pooled, present)
 
     def fuse(self, batch: Batch, *, train: bool = False) -> Fused:
         """See `Writes.fuse`."""

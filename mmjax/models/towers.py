@@ -5,10 +5,12 @@ B rows   S samples of a row   D width of a tower   E shared width
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jaxtyping import Array
 
 from mmjax.core.batch import MODALITIES, Batch
 from mmjax.core.errors import UserError
@@ -54,5 +56,12 @@ class Towers(nn.Module):
         samples = batch.fault.shape[1]
         pooled = {name: getattr(self, name)(getattr(batch, name), samples, train=train) for name in used}
         present = {name: batch.present(name) for name in used}
-        outputs = self.head(pooled) | {"pooled": pooled, "present": present}
-        return outputs if samples > 1 else jax.tree.map(lambda x: x[:, 0] if x.ndim else x, outputs)
+        return met(self.head, pooled, present)
+
+
+def met(head: nn.Module, pooled: Mapping[str, Array], present: Mapping[str, Array]) -> dict[str, Any]:
+    """What `head` makes of vectors [B S D] of each modality, with these and with which samples have one [B S]; without
+    the S where it is 1."""
+    outputs = head(pooled) | {"pooled": pooled, "present": present}
+    packed = any(there.shape[1] > 1 for there in present.values())
+    return outputs if packed else jax.tree.map(lambda x: x[:, 0] if x.ndim else x, outputs)

@@ -108,7 +108,13 @@ def _dense(form: Form, x: Array, words: Words, target: Array) -> Scores:
         z = jnp.where(jnp.arange(z.shape[-1]) < form.vocab, z, -jnp.inf)
     log_z = jax.nn.logsumexp(z, axis=-1)
     at = jnp.take_along_axis(z, jnp.maximum(target, 0)[..., None], axis=-1, mode="clip")[..., 0]
-    return _told(form, target, log_z, at, jnp.argmax(z, axis=-1))
+    return _told(form, target, log_z, at, _first_best(z, jnp.max(z, axis=-1), jnp.arange(z.shape[-1])))
+
+
+def _first_best(z: Float[Array, "*n C"], top: Float[Array, "*n"], number: Int[Array, " C"]) -> Int[Array, "*n"]:
+    """The smallest number whose score is the `top` one: two plain reductions, where an argmax would be one that
+    compilers do not vectorise."""
+    return jnp.min(jnp.where(z == top[..., None], number, jnp.iinfo(jnp.int32).max), axis=-1)
 
 
 def _told(form: Form, target: Array, log_z: Array, at: Array, index: Array) -> Scores:
@@ -135,8 +141,7 @@ class _Sums:
     def fold(self, z: Float[Array, "N C"], number: Int[Array, " C"], target: Int[Array, " N"]) -> _Sums:
         """With some more entries. A score of -inf is not there."""
         top = jnp.max(z, axis=1)
-        # Two plain reductions, where an argmax would be one that compilers do not vectorise.
-        index = jnp.min(jnp.where(z == top[:, None], number, jnp.iinfo(jnp.int32).max), axis=1)
+        index = _first_best(z, top, number)
         best = jnp.maximum(self.best, top)
         total = self.total * jnp.exp(self.best - best) + jnp.sum(jnp.exp(z - best[:, None]), axis=1)
         mine = (number == target[:, None]) & (z > -jnp.inf)

@@ -55,7 +55,8 @@ def tag(name: str, *inside: str, **attributes: object) -> Markup:
     return Markup("<{}{}>{}</{}>").format(Markup(name), written, Markup("").join(map(escape, inside)), Markup(name))
 
 
-def _canvas(style: str, width: float, height: float, label: str, *parts: Markup) -> Markup:
+def canvas(style: str, width: float, height: float, label: str, *parts: Markup) -> Markup:
+    """A drawing of `parts`; the page's style sheet knows its `style`, and `label` says what it shows."""
     attributes = {"class_": style, "viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria_label": label}
     return tag("svg", *parts, **attributes)
 
@@ -80,7 +81,7 @@ def line_chart(
     else:
         lines = [_line(frame, _thinned(drawn[0], 400), "line s0")]
     label = f"{title}: {_span(drawn[0], percent)}"
-    return _canvas("chart", width, height, label, _axes(frame, ticks, percent), *lines)
+    return canvas("chart", width, height, label, _axes(frame, ticks, percent), *lines)
 
 
 def shaky(y: Sequence[float]) -> bool:
@@ -192,7 +193,7 @@ def heat_map(cosine: Sequence[Sequence[float]], captions: Sequence[str], picture
                 tag("rect", title, class_=style, fill_opacity=f"{0.04 + 0.96 * shades[row, column]:.3f}", **place)
             )
     side = size * cell + 4
-    return _canvas("heat", left + side, top + side, "cosines of captions and pictures", *parts)
+    return canvas("heat", left + side, top + side, "cosines of captions and pictures", *parts)
 
 
 def _cut(text: str, length: int) -> str:

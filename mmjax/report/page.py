@@ -12,10 +12,12 @@ import jinja2
 
 from mmjax.core import config
 from mmjax.core.errors import UserError
+from mmjax.core.protocols import Data, specs_of
 from mmjax.report import words
 from mmjax.report.charts import Series, heat_map, line_chart
 from mmjax.report.pictures import Album, data_of
 from mmjax.report.run import Run, Tree
+from mmjax.report.written import is_written, written
 
 HEADLINE = ("loss", "lr", "learning_rate", "examples_per_s", "examples/s", "grad_norm")
 """Training metrics in the order in which they are drawn; others follow, up to `CURVES`."""
@@ -74,14 +76,16 @@ def render(run: Run, experiment: Any, notes: list[str]) -> str:
     retrievals = [
         _retrieval(run, name, tree, experiment, notes) for name, tree in judged.items() if _is(tree, "retrieval")
     ]
+    spoken = [written(run, name, tree, experiment, notes) for name, tree in judged.items() if is_written(tree)]
     classifiers = [{"name": name, **tree} for name, tree in judged.items() if "recall" in tree and "all" in tree]
     return environment.get_template("report.html.j2").render(
         run=run,
-        lede=words.lede(run, _try(lambda: experiment.data.spec().rows, notes) if experiment is not None else None),
+        lede=words.lede(run, _try(lambda: _rows(experiment.data), notes) if experiment is not None else None),
         facts=words.facts(run),
         retrievals=retrievals,
         classifiers=classifiers,
-        others={name: tree for name, tree in judged.items() if not _is(tree, "retrieval") and "recall" not in tree},
+        spoken=spoken,
+        others={name: tree for name, tree in judged.items() if not any(kind(tree) for kind in _SHOWN)},
         curves=_curves(run),
         progress=_progress(run),
         cards=_cards(experiment, notes) if experiment is not None else [],
@@ -92,8 +96,18 @@ def render(run: Run, experiment: Any, notes: list[str]) -> str:
     )
 
 
+_SHOWN = (lambda tree: _is(tree, "retrieval"), lambda tree: "recall" in tree, is_written)
+"""What results must be for the page to have a section for them."""
+
+
 def _is(tree: Tree, kind: str) -> bool:
     return tree.get("kind") == kind
+
+
+def _rows(data: Data) -> int | None:
+    """Rows of a batch, where all have as many."""
+    rows = {spec.rows for spec in specs_of(data)}
+    return rows.pop() if len(rows) == 1 else None
 
 
 def _try(read: Callable[[], Any], notes: list[str]) -> Any:

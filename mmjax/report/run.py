@@ -24,6 +24,7 @@ class Run:
     evals: Mapping[str, Mapping[int, Tree]]  # name -> step -> results
     environment: Tree
     command: str
+    start: Tree  # start.json: where the parameters come from
     bad_records: int
     finished: bool
 
@@ -42,6 +43,7 @@ class Run:
             evals=_evals(folder / "evals"),
             environment=_json(folder / "environment.json"),
             command=_text(folder / "command.txt").strip(),
+            start=_json(folder / "start.json"),
             bad_records=len(_text(folder / "bad_records.jsonl").splitlines()),
             finished=(folder / "DONE").exists(),
         )

@@ -13,6 +13,8 @@ from mmjax.report.run import Run, Tree
 METRICS = {
     "map": "mAP", "median_rank": "median rank", "accuracy": "accuracy", "balanced": "balanced accuracy",
     "lr": "learning rate", "examples_per_s": "examples per second", "grad_norm": "gradient norm",
+    "cider_d": "CIDEr-D", "rouge_l": "ROUGE-L", "bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3",
+    "bleu4": "BLEU-4", "meteor_exact_stem": "METEOR (exact, stem)", "anls": "ANLS",
     "param_norm": "parameter norm", "update_ratio": "update to parameter norm",
 }  # fmt: skip
 

@@ -12,18 +12,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.core.batch import Batch
 from mmjax.core.layout import Layout
-from mmjax.core.protocols import Data
+from mmjax.core.protocols import Data, specs_of
 
 
-def compile_forward(model: Any, layout: Layout, mesh: Mesh) -> Callable[[Any, Batch], Any]:
-    """(params, batch) -> outputs of `model` without dropout, whole on every device; compiled once per batch shape."""
+def compile_forward(model: Any, layout: Layout, mesh: Mesh) -> Callable[..., Any]:
+    """(params, batch, names) -> outputs of `model` without dropout, whole on every device; compiled once per batch shape
+    and choice of names. Of a model that gives a mapping, only the entries in `names` (all, when one is not there), and
+    what these do not need is not computed."""
     rows = layout.batch_sharding(mesh)
 
-    def forward(params: Any, batch: Batch) -> Any:
+    def forward(params: Any, batch: Batch, names: tuple[str, ...] = ()) -> Any:
         batch = jax.lax.with_sharding_constraint(batch, rows)
-        return model.apply({"params": params}, batch, train=False)
+        outputs = model.apply({"params": params}, batch, train=False)
+        return {name: outputs[name] for name in names} if names and set(names) <= set(outputs) else outputs
 
-    return jax.jit(forward, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(forward, static_argnums=2, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _carry_on() -> None:
@@ -40,7 +43,7 @@ class Context:
     step: int
     layout: Layout
     mesh: Mesh
-    forward: Callable[[Any, Batch], Any]
+    forward: Callable[..., Any]
     poll: Callable[[], None] = _carry_on
 
     @classmethod
@@ -48,12 +51,13 @@ class Context:
         """A context of its own, outside of a training run."""
         return cls(model, params, step, layout, mesh, compile_forward(model, layout, mesh))
 
-    def outputs(self, data: Data) -> Iterator[tuple[Mapping[str, Any], Batch]]:
-        """(outputs, batch) as numpy over one pass of `data`, in order, padding rows included."""
-        self.layout.check_rows(data.spec().rows, self.mesh.size)
+    def outputs(self, data: Data, *names: str) -> Iterator[tuple[Mapping[str, Any], Batch]]:
+        """See `core.protocols.EvalContext`."""
+        for spec in specs_of(data):
+            self.layout.check_rows(spec.rows, self.mesh.size)
         rows = self.layout.batch_sharding(self.mesh)
         with self.layout.use(self.mesh), jax.transfer_guard("allow"):
             for batch in data.batches():
                 self.poll()
-                outputs = jax.device_get(self.forward(self.params, jax.device_put(batch, rows)))
+                outputs = jax.device_get(self.forward(self.params, jax.device_put(batch, rows), names))
                 yield jax.tree.map(np.asarray, outputs), batch
