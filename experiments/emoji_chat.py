@@ -24,6 +24,7 @@ from mmjax.cli.main import main as mmjax
 from mmjax.evals.answering import Answering
 from mmjax.evals.answers import ExactMatch
 from mmjax.evals.captioning import Captioning
+from mmjax.evals.fitting import Fitting
 from mmjax.evals.generation import Field
 from mmjax.evals.judging import Grouping
 from mmjax.evals.writing import Writer
@@ -45,7 +46,7 @@ from mmjax.training.experiment import Experiment, every, weighted
 from mmjax.training.optim import Group
 from mmjax.training.rules import Adam
 
-ASKED = {"name": 0.3, "tone": 0.3, "gender": 0.2, "group": 0.1, "is": 0.1}
+ASKED = {"name": 0.35, "tone": 0.3, "gender": 0.2, "group": 0.15}
 """Kinds of questions, and how often each is the first that is asked of a picture."""
 SPOKEN = ("en", "es", "zh", "ar")
 """Languages in which the model is asked and answers: three scripts, two reading directions."""
@@ -67,15 +68,13 @@ def experiment(
     def asked(kind: str) -> Pipeline:
         return Pipeline(EmojiDialogues(questions, caption.samples, (kind,)), (several, *known), rows, shuffle=0)
 
-    def held(*kinds: str, languages: tuple[str, ...] = SPOKEN) -> Pipeline:
-        source = EmojiQuestions("unseen_compositions", size, kinds, languages, turns=1)
+    def held(*kinds: str) -> Pipeline:
+        source = EmojiQuestions("unseen_compositions", size, kinds, SPOKEN)
         return Pipeline(source, (chat, *labels(*OF_QUESTION)), 256, epochs=1)
-
-    def answering(*kinds: str, **choice: Any) -> Answering:
-        return Answering(held(*kinds, **choice), writer, truth, (ExactMatch(),), grouping)
 
     writer, truth = Writer(chat, steps=16), Field("answer")
     grouping = Grouping(cluster="concept", macro="language", slices=("kind", "language", "style", "tone", "gender"))
+    pairing = Grouping(cluster="concept", macro="language", slices=("language", "style", "tone", "gender"))
     pairs = [dataclasses.replace(part, batch=rows) for part in towers.data.parts]
     shares = [*(batch * weight for weight in towers.data.weights), *(spoken * share for share in ASKED.values())]
     return towers.replace(
@@ -83,7 +82,7 @@ def experiment(
             decoder=Decoder(
                 TokenEmbedding(words.size, width),
                 Stack(_block(width), depth, KeepAll()),
-                Language(words.size, scored=0.35),
+                Language(words.size, scored=0.4),
             ),
             image=towers.model.image.encoder,
             pool=towers.model.image.pool,
@@ -101,9 +100,9 @@ def experiment(
         ),
         evals=towers.evals
         | {
-            "answers": every(0, answering("tone", "gender")),
+            "answers": every(0, Answering(held("tone", "gender"), writer, truth, (ExactMatch(),), grouping)),
             "captions": every(0, Captioning(held("name"), writer, truth, grouping=grouping)),
-            "yes_or_no": every(0, answering("is", languages=("en",))),
+            "fitting": every(0, Fitting(towers.evals["unseen_compositions"].evaluator.data, pairing)),
         },
     )
 
@@ -145,13 +144,10 @@ def summary(run: pathlib.Path) -> dict[str, Any]:
         scores = {name: result["all"][name] for name in ("r1", "r10")}
         found[split] = {"n": min(result["pool"]["gallery"]), **{name: score["value"] for name, score in scores.items()}}
         chance[split] = {name: score["chance"] for name, score in scores.items()}
-    for name, metric, word in (
-        ("answers", "exact_match", "exact"),
-        ("captions", "cider_d", "cider"),
-        ("yes_or_no", "exact_match", "exact"),
-    ):
+    for name, metric, word in (("answers", "exact_match", "exact"), ("captions", "cider_d", "cider")):
         score = newest(run, name)["all"][metric]
         found[name] = {"n": score["n"], word: score["value"], "image_absent": score["image_absent"]}
+    found["fitting"] = {name: score["value"] for name, score in newest(run, "fitting")["all"].items()}
     return {**found, "chance": chance}
 
 

@@ -27,8 +27,9 @@ from mmjax.ops.masks import bidirectional
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """Which pairs of a batch are judged: the first `rows` pictures with their first caption, as far as its first
-    `length` ids. same, alike: labels of what is no mistake; hardness: of the mistakes (see `heads.matching`)."""
+    """Which pairs of a batch are judged: in training the first `rows` pictures, in evaluation all, each with the first
+    `length` ids of its first caption. same, alike: labels of what is no mistake; hardness: of the mistakes (see
+    `heads.matching`)."""
 
     rows: int
     length: int
@@ -93,7 +94,7 @@ class BLIP(Writes):
         self, captions: Text, memory: Tokens, outputs: Mapping[str, Any], batch: Batch, train: bool
     ) -> dict[str, dict[str, Array]]:
         judge, shape = self.judge, batch.fault.shape
-        chosen = _first(jnp.any(captions.segment == 1, axis=1), judge.rows)
+        chosen = _first(jnp.any(captions.segment == 1, axis=1), judge.rows) if train else jnp.arange(shape[0])
 
         def met(x: Array) -> Array:
             return x.reshape(*shape, *x.shape[1 + (shape[1] > 1) :])[chosen, 0]

@@ -45,7 +45,7 @@ def plain(value: float | None, name: str = "r1") -> str:
         return "–"
     if name == "median_rank":
         return f"{value:,.1f}".removesuffix(".0")
-    if name == "ratio":
+    if name in ("ratio", "nll", "perplexity"):
         return f"{value:.2f}"
     if 0 < value < 0.0005:
         return "<0.1"

@@ -1,4 +1,4 @@
-"""Results of text that a model wrote: scores beside those of the same model without a modality, and what it said."""
+"""Results of what a model says: scores beside those of the same model without a modality, and examples of its words."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ ABSENT = "_absent"
 
 
 def is_written(tree: Tree) -> bool:
-    """Whether results are those of an evaluator of written text."""
-    examples = tree.get("examples")
-    return isinstance(examples, list) and all("said" in one for one in examples) and "all" in tree
+    """Whether results have the form of `mmjax.evals.judging.Grouping.results`."""
+    return {"all", "gain", "slices"} <= tree.keys()
 
 
 def written(run: Run, name: str, tree: Tree, experiment: Any, notes: list[str]) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def written(run: Run, name: str, tree: Tree, experiment: Any, notes: list[str]) 
     found = {"name": name, "step": max(run.evals[name]), "baselines": baselines, "right": [], "wrong": [], **tree}
     try:
         album = Album(data_of(experiment, name) if experiment is not None else None, tree["fingerprint"])
-        shown = [_example(one, album(one["id"]), baselines) for one in tree["examples"]]
+        shown = [_example(one, album(one["id"]), baselines) for one in tree.get("examples", ())]
     except (UserError, OSError, ImportError, LookupError) as error:
         notes.append(f"Pictures of {words.titled(name)} are left out, because its data cannot be used: {error}")
         return found

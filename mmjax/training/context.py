@@ -16,9 +16,9 @@ from mmjax.core.protocols import Data, specs_of
 
 
 def compile_forward(model: Any, layout: Layout, mesh: Mesh) -> Callable[..., Any]:
-    """(params, batch, names) -> outputs of `model` without dropout, whole on every device; compiled once per batch shape
-    and choice of names. Of a model that gives a mapping, only the entries in `names` (all, when one is not there), and
-    what these do not need is not computed."""
+    """(params, batch, names) -> outputs of `model` without dropout, whole on every device; compiled once per batch
+    shape and choice of names. Of a model that gives a mapping, only the entries in `names` (all, when one is not
+    there), and what these do not need is not computed."""
     rows = layout.batch_sharding(mesh)
 
     def forward(params: Any, batch: Batch, names: tuple[str, ...] = ()) -> Any:

@@ -122,8 +122,10 @@ def test_every_dialogue_of_a_row_sees_its_picture_and_no_other_dialogue(params):
 
 def test_the_first_captions_are_judged_with_both_sides_in_sight(params):
     first, other = batch(), batch(1)
-    base = said(params, first)["matching"]
+    base = said(params, first, spoken=2)["matching"]
     assert base["logit"].shape == (3, 3) and base["valid"].all()
+    base = said(params, first)["matching"]
+    np.testing.assert_array_equal(base["valid"][:, 0], ~SPEAKS)
     for change in (
         {"image": dataclasses.replace(first.image, pixels=swapped(first.image.pixels, [0], other.image.pixels))},
         {"text": dataclasses.replace(first.text, ids=swapped(first.text.ids, [0], other.text.ids))},
