@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipelines.chat import ChatFeature
 from data_pipelines.chunks import Chunk
+from mmjax.core.batch import Batch
 from mmjax.core.errors import UserError
 
 
@@ -54,6 +55,21 @@ class Apart:
     def fingerprint(self) -> Mapping[str, str]:
         """See `ChatFeature.fingerprint`."""
         return self.chat.fingerprint()
+
+    # ------------------------------------------------------------------------------------------------- for inference
+
+    def asking(self, said: Sequence[str], media: Mapping[str, Sequence[Any]]) -> Batch:
+        """See `ChatFeature.asking`."""
+        return self.chat.asking(said, media)
+
+    def answers(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """See `ChatFeature.answers`."""
+        return self.chat.answers(ids)
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """See `ChatFeature.stops`."""
+        return self.chat.stops
 
     def _part(self, chunk: Chunk, number: int, errors: dict[int, Any]) -> Chunk:
         """The records of dialogue `number` alone; only the first shows the media."""

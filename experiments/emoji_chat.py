@@ -10,6 +10,10 @@ writes names and answers, and that judges whether a caption fits. Learns from Op
 from __future__ import annotations
 
 import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
 
 from data_pipelines.apart import Apart
 from data_pipelines.chat import ChatFeature
@@ -54,7 +58,7 @@ OF_QUESTION = ("kind", "language", "picture", "style", "tone", "gender", "concep
 
 
 def experiment(
-    width: int = 128, depth: int = 2, batch: int = 256, spoken: int = 40, judged: int = 32, steps: int = 900
+    width: int = 128, depth: int = 2, batch: int = 256, spoken: int = 40, judged: int = 32, steps: int = 800
 ) -> Experiment:
     """width, depth: of the decoder; batch: pictures per step that meet captions; spoken: pictures that are asked about;
     judged: of the former, those whose captions are held against other pictures."""

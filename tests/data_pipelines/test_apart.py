@@ -83,3 +83,9 @@ def test_they_run_through_a_pipeline():
     chat = ChatFeature(Bytes(), prefix_answer(), 160, {"image": 0}, (ImageFeature("image", 16, 16),))
     batch = next(Pipeline(source, (Apart(chat, 2),), 8).batches()).check()
     assert batch.text.segment.max() == 2 and batch.valid.all()
+
+
+def test_prompts_are_those_of_one_dialogue():
+    one, several = (feature.asking(["who"], {"image": [PICTURE]}) for feature in (CHAT, Apart(CHAT, 2)))
+    np.testing.assert_array_equal(one.text.ids, several.text.ids)
+    assert Apart(CHAT, 2).stops == CHAT.stops and Apart(CHAT, 2).answers([[99, 97]]) == CHAT.answers([[99, 97]])
