@@ -1,7 +1,7 @@
 """All benchmarks in turn, and whether they meet their targets.                                    python -m benchmarks
 
 Each runs in a process of its own and alone. One table at the end, and one line of JSON for each; the exit code is 0
-when every target of those that ran is met. Those that measure against PyTorch are left out where there is none.
+when every target of those that ran is met. Those that measure against a peer are left out where it is not installed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from typing import Any
 
 from benchmarks.measure import ROOT, table
 
-BENCHMARKS = {
-    "contrastive_memory": False,
-    "contrastive_time": True,
-    "vocabulary_loss": False,
-    "train_step": True,
-    "input_pipeline": True,
-    "loop_overhead": False,
-    "packing": False,
+TORCH = ("numpy", "torch")
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "attention": TORCH,
+    "contrastive_memory": (),
+    "contrastive_time": TORCH,
+    "vocabulary_loss": (),
+    "train_step": TORCH,
+    "decode": (*TORCH, "transformers"),
+    "input_pipeline": (*TORCH, "PIL"),
+    "loop_overhead": (),
+    "packing": (),
 }
-"""Whether each needs an interpreter with PyTorch."""
+"""What the peers of each need; () is no peer."""
 
 
 def peers_python() -> str:
@@ -32,9 +35,10 @@ def peers_python() -> str:
     return str(own) if own.exists() else sys.executable
 
 
-def has_torch(python: str) -> bool:
-    """Whether that interpreter can play the peer."""
-    return subprocess.run([python, "-c", "import torch, numpy, PIL"], capture_output=True).returncode == 0
+def lacking(python: str, packages: tuple[str, ...]) -> list[str]:
+    """Those that the interpreter does not find."""
+    ask = "import importlib.util, sys; print(*(n for n in sys.argv[1:] if importlib.util.find_spec(n) is None))"
+    return subprocess.run([python, "-c", ask, *packages], capture_output=True, text=True, check=True).stdout.split()
 
 
 def run(name: str, arguments: list[str]) -> dict[str, Any]:
@@ -72,10 +76,10 @@ def main(arguments: list[str]) -> int:
     if unknown := [name for name in chosen.names if name not in BENCHMARKS]:
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
 
-    results, torch = [], has_torch(chosen.python)
+    results = []
     for name in chosen.names or BENCHMARKS:
-        if BENCHMARKS[name] and not torch:
-            print(f"\n===== {name}: left out; {chosen.python} has no PyTorch (pip install 'mmjax[peers]', or --python)")
+        if missing := lacking(chosen.python, BENCHMARKS[name]):
+            print(f"\n===== {name}: left out; {chosen.python} lacks {', '.join(missing)} (pip install 'mmjax[peers]')")
         else:
             results.append(run(name, ["--python", chosen.python] if BENCHMARKS[name] else []))
     print("\n=====")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
-from benchmarks.measure import ROOT, Target, Timing, conclude, hand_over, interleave, table, time_calls
+from benchmarks.measure import ROOT, Target, Timing, conclude, hand_over, interleave, table, time_calls, timing_options
 from mmjax.core.layout import Layout
 from mmjax.core.tokens import Pattern, Places
 from mmjax.ops.attention import Auto, Chunked, Kernel, Reference, attend
@@ -127,11 +127,8 @@ def on_tpu(topology: str) -> int:
 def main(arguments: list[str]) -> int:
     """The door."""
     jax.config.update("jax_platforms", "cpu")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = timing_options(__doc__, calls=10, threads=1)
     parser.add_argument("--tpu", metavar="TOPOLOGY", help="compile for this TPU, such as v5e:2x2")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--calls", type=int, default=10, help="timed calls in each round")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--python", help="an interpreter that has PyTorch (mmjax[peers])")
     parser.add_argument("--side", nargs=3, metavar=("NAME", "LENGTH", "CALLS"), help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)

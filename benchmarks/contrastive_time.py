@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Target, Timing, conclude, hand_over, interleave, peak_mib, table, time_calls
+from benchmarks.measure import (
+    Target,
+    Timing,
+    conclude,
+    hand_over,
+    interleave,
+    peak_mib,
+    table,
+    time_calls,
+    timing_options,
+)
 
 LOSSES, FASTER, SMALLER = ("sigmoid", "softmax"), 1.5, 0.1
 OURS = "benchmarks/contrastive_time.py"
@@ -55,13 +65,10 @@ def agree(one: Timing, other: Timing) -> None:
 
 def main(arguments: list[str]) -> int:
     """The door."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = timing_options(__doc__, calls=3, threads=[1, 2])
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has PyTorch (mmjax[peers])")
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--calls", type=int, default=3, help="timed calls in each round")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--ours", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     shape = [str(chosen.rows), str(chosen.width), str(chosen.calls)]

@@ -8,6 +8,7 @@ or with other work on the machine, its timings are coarse, and it says so.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -123,6 +124,16 @@ def interleave(sides: Mapping[str, Sequence[str]], rounds: int, threads: int) ->
             print(f"  round {number + 1} of {rounds}, {threads} thread{'s' * (threads > 1)}: {name}", file=sys.stderr)
             found[name].append(run_once(command, threads))
     return {name: Timing.of(each) for name, each in found.items()}
+
+
+def timing_options(about: str, calls: int, threads: int | list[int]) -> argparse.ArgumentParser:
+    """A command line that says how long and on how many threads to time; given several threads, each in turn."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--calls", type=int, default=calls, help="timed calls in each round")
+    several = {"nargs": "+"} if isinstance(threads, list) else {}
+    parser.add_argument("--threads", type=int, default=threads, **several)
+    return parser
 
 
 # ------------------------------------------------------------------------------------------------------------ reporting

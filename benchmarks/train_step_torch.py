@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -97,14 +98,18 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.second(x)), approximate="tanh"))
 
 
+def layers(block: Callable[[Weights], nn.Module], stacked: Weights) -> nn.ModuleList:
+    """A block for each layer of stacked weights."""
+    depth = len(next(iter(stacked.values()))) if stacked else 0
+    return nn.ModuleList(block({name: x[i] for name, x in stacked.items()}) for i in range(depth))
+
+
 class Transformer(nn.Module):
     """What both encoders have: blocks, the last norm, and the pool."""
 
     def __init__(self, weights: Weights):
         super().__init__()
-        stacked = below(weights, "encoder/stack/block/")
-        depth = len(next(iter(stacked.values()))) if stacked else 0
-        self.blocks = nn.ModuleList(Block({name: x[i] for name, x in stacked.items()}) for i in range(depth))
+        self.blocks = layers(Block, below(weights, "encoder/stack/block/"))
         self.norm = norm(weights, "encoder/norm/")
         score = weights.get("pool/score/kernel")
         self.score = None if score is None else linear(score, None)
@@ -184,6 +189,17 @@ class Towers(nn.Module):
         self.to_image, self.to_text = (linear(weights[f"head/{name}/kernel"], None) for name in ("image", "text"))
         self.log_scale = nn.Parameter(torch.from_numpy(weights["head/log_scale"]))
 
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """As our side names them."""
+        image = [*self.stem.parameters(), *self.image.parameters(), self.grid]
+        head = [*self.to_image.parameters(), *self.to_text.parameters(), self.log_scale]
+        known = {id(p) for p in (*image, *head)}
+        return {"image": image, "head": head, "text": [p for p in self.parameters() if id(p) not in known]}
+
+    def tables(self) -> Iterable[nn.Parameter]:
+        """What is looked up or added by place."""
+        return [p for p in (self.grid, self.words.weight, self.places) if p is not None]
+
     def forward(self, pixels: torch.Tensor, ids: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """pixels [B H W 3] uint8, ids and real [B S T/S] -> unit vectors of images [B E] and texts [B S E], scale."""
         x = self.stem(pixels.float() * (1 / (255 * self.std)) - self.mean / self.std) + self.grid
@@ -210,7 +226,7 @@ def info_nce(image, text, scale, positive, counted) -> torch.Tensor:
 
 def optimizer(model: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
     """AdamW with decay on what multiplies activations, as on our side."""
-    tables = {id(p) for p in (model.grid, model.words.weight, model.places) if p is not None}
+    tables = {id(p) for p in model.tables()}
     decayed = [p for p in model.parameters() if p.ndim > 1 and id(p) not in tables]
     chosen = {id(p) for p in decayed}
     rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -218,8 +234,29 @@ def optimizer(model: nn.Module, rate: float, decay: float) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=rate, fused=True)
 
 
+def run(model: nn.Module, loss_of: Callable[[], torch.Tensor], batch: Weights, form: str, calls: int) -> None:
+    """Times steps, and hands over the first gradients and losses. `model.parts()` are its parameters by what they are
+    part of, `model.tables()` those that are looked up."""
+    update = optimizer(model, float(batch["rate"]), float(batch["decay"]))
+    parameters = list(model.parameters())
+    loss_of = torch.compile(loss_of) if form == "compile" else loss_of
+
+    def step() -> float:
+        update.zero_grad(set_to_none=True)
+        loss = loss_of()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+        update.step()
+        return loss.item()
+
+    loss_of().backward()
+    slopes = {name: float(nn.utils.get_total_norm([p.grad for p in part])) for name, part in model.parts().items()}
+    losses = [step() for _ in range(3)]
+    hand_over({"losses": losses, "slopes": slopes, "peak_mib": peak_mib()} | time_calls(step, calls, warmup=1))
+
+
 def main(folder: Path, form: str, calls: int) -> None:
-    """Times steps, and hands over the losses of the first ones."""
+    """Towers and their batch."""
     torch.set_num_threads(int(os.environ["MMJAX_BENCH_THREADS"]))
     batch = dict(np.load(folder / "batch.npz"))
     model = Towers(dict(np.load(folder / "weights.npz")), batch)
@@ -231,24 +268,7 @@ def main(folder: Path, form: str, calls: int) -> None:
         picture, caption = (torch.from_numpy(batch[name]) for name in ("picture", "caption"))
         positive = picture[:, :1] == picture.view(1, -1)
         counted = positive | ~(caption[:, :1] == caption.view(1, -1))
-    update = optimizer(model, float(batch["rate"]), float(batch["decay"]))
-    parameters = list(model.parameters())
-
-    def loss_of() -> torch.Tensor:
-        return info_nce(*model(*inputs), positive, counted)
-
-    loss_of = torch.compile(loss_of) if form == "compile" else loss_of
-
-    def step() -> float:
-        update.zero_grad(set_to_none=True)
-        loss = loss_of()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-        update.step()
-        return loss.item()
-
-    losses = [step() for _ in range(3)]
-    hand_over({"losses": losses, "peak_mib": peak_mib()} | time_calls(step, calls, warmup=1))
+    run(model, lambda: info_nce(*model(*inputs), positive, counted), batch, form, calls)
 
 
 if __name__ == "__main__":

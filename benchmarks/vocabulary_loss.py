@@ -24,7 +24,18 @@ import numpy as np
 import optax
 from jax.experimental import topologies
 
-from benchmarks.measure import ROOT, Target, Timing, conclude, hand_over, interleave, peak_mib, table, time_calls
+from benchmarks.measure import (
+    ROOT,
+    Target,
+    Timing,
+    conclude,
+    hand_over,
+    interleave,
+    peak_mib,
+    table,
+    time_calls,
+    timing_options,
+)
 from mmjax.ops.crossentropy import Dense, GradientInForward, Recompute, cross_entropy
 from mmjax.training.cost import flops
 
@@ -136,11 +147,8 @@ def times(rounds: int, calls: int, threads: int) -> tuple[dict[str, Timing], lis
 def main(arguments: list[str]) -> int:
     """The door."""
     jax.config.update("jax_platforms", "cpu")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = timing_options(__doc__, calls=3, threads=2)
     parser.add_argument("--tpu", metavar="TOPOLOGY", help="compile for this TPU, such as v5e:2x2")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--calls", type=int, default=3, help="timed calls in each round")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.side:

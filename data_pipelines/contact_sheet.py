@@ -13,7 +13,7 @@ from data_pipelines import images
 from data_pipelines.inspection import locate
 from data_pipelines.lettering import width_of, wrapped, write
 from data_pipelines.protocols import BadRecord, Source
-from data_pipelines.schema import Class, Media, Schema
+from data_pipelines.schema import Class, Media, Schema, spoken
 from mmjax.core.batch import FAULTS
 from mmjax.core.errors import UserError
 
@@ -55,7 +55,7 @@ def _card(source: Source, schema: Schema, index: int) -> Card:
 
 def _said(record: Mapping[str, Any], schema: Schema, names: Mapping[str, Sequence[str]]) -> tuple[str, list[str]]:
     said = {field.name: record[field.name] for field in schema.fields if field.name in record}
-    texts = [value for value in said.values() if isinstance(value, str)]
+    texts = list(spoken(list(said.values())))
     classes = [f"{f.name}: {names[f.name][said[f.name]]}" for f in schema.of_kind(Class) if f.name in said]
     numbers = [
         f"{name}: {value:g}" for name, value in said.items() if isinstance(value, int | float) and name not in names

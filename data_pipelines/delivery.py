@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import grain
@@ -76,10 +76,6 @@ class _Chunks:
         first = self.position + step * self.batch + self.offset
         return self.data.rows(first + np.arange(part * size, min((part + 1) * size, self.share)))
 
-    def __reduce__(self):
-        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        return type(self), (fresh(values[0]), *values[1:])
-
 
 def deliver(data: Rows, batch: int, crew: Crew, position: int, process: int, processes: int) -> Iterator[Batch]:
     """Host batches from `position` on: rows [share * process, share * (process + 1)) of each global batch.
@@ -90,10 +86,15 @@ def deliver(data: Rows, batch: int, crew: Crew, position: int, process: int, pro
     share = batch // processes
     parts = crew.parts(share)
     steps = None if data.total is None else max(0, math.ceil((data.total - position) / batch))
-    work = _Chunks(data, batch, position, process * share, share, parts)
+    yield from in_order(_Chunks(data, batch, position, process * share, share, parts), steps, crew, parts)
+
+
+def in_order(work: Callable[[int], Batch], steps: int | None, crew: Crew, parts: int) -> Iterator[Batch]:
+    """Host batches 0, 1, .. up to `steps` (None: without end), each joined from what `work`, a dataclass, makes of the
+    numbers of its `parts` chunks."""
     count = sys.maxsize // 2 if steps is None else steps * parts
     threads = grain.ReadOptions(num_threads=crew.hands, prefetch_buffer_size=_AHEAD * parts)
-    chunks = grain.MapDataset.range(count).map(work).to_iter_dataset(threads)
+    chunks = grain.MapDataset.range(count).map(fresh(work) if crew.workers else work).to_iter_dataset(threads)
     if crew.workers:
         _parse_flags()
         chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(crew.workers, per_worker_buffer_size=_AHEAD * parts))

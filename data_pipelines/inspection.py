@@ -18,7 +18,7 @@ from PIL import Image
 
 from data_pipelines import images
 from data_pipelines.protocols import BadRecord, Locates, Source
-from data_pipelines.schema import Class, Media, Number, Schema, Text
+from data_pipelines.schema import Chat, Class, Media, Number, Schema, Text, spoken
 from mmjax.core.errors import UserError
 
 LISTED = 20
@@ -171,6 +171,8 @@ def locate(source: Source, index: int) -> str:
 def _measure(kind: Any) -> Callable[[Any], Any]:
     if isinstance(kind, Media):
         return _measure_picture if kind.modality == "image" else len
+    if isinstance(kind, Chat):
+        return lambda value: _measure_text("\n".join(spoken(value)))
     return _measure_text if isinstance(kind, Text) else lambda value: value
 
 
@@ -202,7 +204,7 @@ def script(text: str) -> str:
 
 def _summary(field: Any, source: Source, seen: Sequence[_Seen]) -> Pictures | Words | Labels:
     values = [(one.index, one.fields[field.name]) for one in seen if field.name in one.fields]
-    if isinstance(field.kind, Text):
+    if isinstance(field.kind, Text | Chat):
         return _words([value for _, value in values])
     if isinstance(field.kind, Class | Number):
         return _labels([value for _, value in values], source.names().get(field.name, ()))

@@ -134,8 +134,7 @@ class Packed:
     @functools.cached_property
     def _one(self) -> Batch:
         """The shapes of a sample's own row."""
-        one = dataclasses.replace(self.data, batch=1).spec() if isinstance(self.data, Pipeline) else self.data.spec()
-        faults = []
+        one, faults = row_of(self.data), []
         if one.fault.shape[1] != 1:
             faults.append(f"data with one sample per row; got {one.fault.shape[1]}")
         if one.text is None or one.text.ids.shape[1] > self.length:
@@ -221,11 +220,20 @@ class Packed:
 
     def _check(self, place: Array, room: int, made: Batch, sample: Array, what: str) -> None:
         if (place >= room).any():
-            record = made.id[sample[place >= room][0], 0]
-            raise DataError(
-                f"example {record} has more {what} than when the lengths of all records were measured: the data have "
-                f"changed and their fingerprint has not. Delete lengths-*.npy from the cache and start again"
-            )
+            raise grown(int(made.id[sample[place >= room][0], 0]), what)
+
+
+def row_of(data: Pipeline | Mixture) -> Batch:
+    """The shapes of one row of `data`, or of a batch of its own."""
+    return dataclasses.replace(data, batch=1).spec() if isinstance(data, Pipeline) else data.spec()
+
+
+def grown(example: int, what: str) -> DataError:
+    """What is wrong when an example is larger than its record was."""
+    return DataError(
+        f"example {example} has more {what} than when the lengths of all records were measured: the data have changed "
+        "and their fingerprint has not. Delete lengths-*.npy from the cache and start again"
+    )
 
 
 def measured(data: Pipeline | Mixture) -> Int[Array, "records 1+kinds"]:

@@ -96,7 +96,12 @@ class Pipeline:
     @property
     def total(self) -> int | None:
         """Number of positions; None is without end."""
-        return None if self.epochs is None else self.epochs * self._plan.epoch
+        return None if self.epochs is None else self.epochs * self.epoch
+
+    @property
+    def epoch(self) -> int:
+        """Number of positions of one pass."""
+        return self._plan.epoch
 
     def rows(self, positions: np.ndarray) -> Batch:
         """The rows at `positions` [n], with n rows; beyond the end, padding."""

@@ -4,8 +4,9 @@
     image:image=jpg|png, caption:text=title                  `=` names the columns (or tar suffixes) it is read from
     label:class[cat|dog], score:number[0..1], age:int[0..]   names and ranges
 
-Kinds: `image`, `audio`, `video` (encoded bytes, or the name of a file beside the data), `text`, `class` (a name, which
-becomes its index), `int` and `number`. As JSON the same: `{"image": "image", "label": "class[cat|dog]?=species"}`.
+Kinds: `image`, `audio`, `video` (encoded bytes, or the name of a file beside the data), `text`, `chat` (a list of
+messages), `class` (a name, which becomes its index), `int` and `number`. As JSON the same: `{"image": "image", "label":
+"class[cat|dog]?=species"}`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import numbers
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from data_pipelines.protocols import BadRecord
@@ -77,6 +78,39 @@ class Text:
 
     def __str__(self) -> str:
         return "text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """Messages in order, {"role": "user", "content": "what is it?"}, or the JSON text of them. Who may speak, and what
+    a message may hold, is the template's to say (`templates.Conversation`)."""
+
+    def read(self, value: Any, opener: Opener | None) -> list[Mapping[str, Any]]:
+        if isinstance(value, str | bytes):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise BadRecord("bad_value", f"not the JSON of a list of messages: {error}") from None
+        if not isinstance(value, list | tuple) or not all(isinstance(message, Mapping) for message in value):
+            raise BadRecord("bad_schema", f"expected a list of messages, found {_found(value)}")
+        if not value:
+            raise BadRecord("empty", "the conversation has no message")
+        return list(value)
+
+    def __str__(self) -> str:
+        return "chat"
+
+
+def spoken(value: Any) -> Iterator[str]:
+    """The texts that a value holds: itself, or those of its messages and their parts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from spoken(part) if name not in ("role", "from", "type", "id") else ()
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from spoken(part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +311,7 @@ def _named(field: Field, collect: Callable[[Field], Iterable[str]]) -> Field:
 # ------------------------------------------------------------------------------------------------------------ text form
 
 KINDS = {
-    "image": Media("image"), "audio": Media("audio"), "video": Media("video"), "text": Text(),
+    "image": Media("image"), "audio": Media("audio"), "video": Media("video"), "text": Text(), "chat": Chat(),
     "class": Class(), "int": Number(whole=True), "number": Number(),
 }  # fmt: skip
 

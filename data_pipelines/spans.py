@@ -79,7 +79,7 @@ def lay_out(spans: Sequence[Span], per_item: Mapping[str, int]) -> Sample:
     """One sample's places from its spans, of which none is cut. An item of a kind with 0 tokens lands nowhere.
 
     Consecutive bidirectional spans share one block; each place of a causal span begins the next one (PaliGemma, arXiv
-    2407.07726, section 3.2.1). Raises DataError when an item has two places."""
+    2407.07726). Raises DataError when an item has two places."""
     items = _items(spans)
     landing, first = {}, 0
     for kind in MEDIA:

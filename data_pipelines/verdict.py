@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from data_pipelines.schema import Class, Media, Number, Schema, Text
+from data_pipelines.schema import Chat, Class, Media, Number, Schema, Text
 
 if TYPE_CHECKING:
     from data_pipelines.inspection import Inspection, Labels, Pictures, Words
@@ -27,7 +27,7 @@ def verdict(
         kind = next(field.kind for field in schema.fields if field.name == name)
         if isinstance(kind, Media) and kind.modality == "image":
             remarks += _pictures(name, found)
-        elif isinstance(kind, Text):
+        elif isinstance(kind, Text | Chat):
             remarks += _texts(name, found)
         elif isinstance(kind, Class | Number):
             remarks += _labels(name, found, isinstance(kind, Class))
@@ -51,7 +51,7 @@ def _stops(facts: Inspection, allowed: float) -> Iterator[str]:
 def _pairs(facts: Inspection, schema: Schema) -> Iterator[str]:
     """Contrastive training needs pictures and something that tells them apart."""
     pictures = [field.name for field in schema.of_kind(Media, "image")]
-    others = [field.name for field in schema.fields if isinstance(field.kind, Text | Class)]
+    others = [field.name for field in schema.fields if isinstance(field.kind, Text | Chat | Class)]
     if not pictures:
         yield "no field is a picture; declare one, for example --schema image:image=COLUMN,caption:text=COLUMN"
     if not others:

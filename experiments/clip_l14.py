@@ -10,6 +10,9 @@ pairs (table 11). Checked here: shapes, shardings, FLOPs and one step at toy siz
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from data_pipelines.features import Causal, ImageFeature, TextFeature
 from data_pipelines.pipeline import Pipeline
 from data_pipelines.sameness import SameFeature
@@ -56,16 +59,8 @@ def experiment(
     words = SentencePiece(known, vocabulary=vocabulary)
     text = TextFeature(words, length=length, reading=Causal(), begin=(words.begin,), end=(words.end,))
     features = (ImageFeature(height=resolution, width=resolution), text, SameFeature("image", "picture"))
-    (shape, patch), half = with_patch(size), Dtypes(compute="bfloat16")
-    image = ViT.of(
-        size,
-        resolution,
-        stem=PatchStem(patch, shape.width, bias=False),
-        class_token=ClassToken(),
-        before=LayerNorm(1e-5),
-        stack=_stack(shape),
-        dtypes=half,
-    )
+    half = Dtypes(compute="bfloat16")
+    image = picture_encoder(size, resolution, dtypes=half)
     language = TextEncoder.of(
         text_size, words.size, length, stack=_stack(size_of(text_size)), order=causal, dtypes=half
     )
@@ -83,6 +78,18 @@ def experiment(
         },
         checkpoints=Checkpoints(every=1_000, keep=3),
     )
+
+
+def picture_encoder(size: str, resolution: int, left_out: int = 0, **slots: Any) -> ViT:
+    """CLIP's tower for pictures without its last `left_out` blocks; `slots` replace parts."""
+    shape, patch = with_patch(size)
+    parts = {
+        "stem": PatchStem(patch, shape.width, bias=False),
+        "class_token": ClassToken(),
+        "before": LayerNorm(1e-5),
+        "stack": _stack(dataclasses.replace(shape, depth=shape.depth - left_out)),
+    }
+    return ViT.of(size, resolution, **(parts | slots))
 
 
 def _stack(shape: Size) -> Stack:

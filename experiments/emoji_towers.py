@@ -83,7 +83,11 @@ def experiment(
         data=Mixture((drawn("base", OneOfEach("code")), drawn("toned", Clustered("concept", "code", 4))), (0.6, 0.4)),
         objectives={"infonce": weighted(1.0, InfoNCE(same="picture", alike=("caption_id",)))},
         # Adam for the words: their matrices are large and their gradients sparse; orthogonalising them costs too much.
-        optimizer=muon(Cosine(5e-3, warmup=40), decay=0.05, groups=(Group("(text|head)/.*", rule=Adam(b2=0.98)),)),
+        optimizer=muon(
+            Cosine(5e-3, warmup=min(40, max(1, steps // 4))),
+            decay=0.05,
+            groups=(Group("(text|head)/.*", rule=Adam(b2=0.98)),),
+        ),
         augment=Jitter(shift=0.08, zoom=(0.85, 1.1), stretch=0.08, brightness=0.02, contrast=0.04),
         average=Ema(0.99),
         steps=steps,

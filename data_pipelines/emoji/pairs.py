@@ -14,7 +14,7 @@ from data_pipelines.emoji import art, splits
 from data_pipelines.emoji.card import card
 from data_pipelines.emoji.catalogue import LANGUAGES, STYLES, catalogue, drawings, tone_names, versions
 from data_pipelines.randomness import fold, mix
-from mmjax.core.errors import UserError, unknown_name
+from mmjax.core.errors import UserError, check_names, unknown_name
 
 GENDERS = ("none", "person", "man", "woman", "mixed")
 FORMS = ("all", "base", "toned")
@@ -50,9 +50,7 @@ class EmojiPairs:
             ("language", self.languages, LANGUAGES),
             ("choice of forms", (self.forms,), FORMS),
         ):
-            for name in given:
-                if name not in known:
-                    raise UserError(unknown_name(kind, name, known))
+            check_names(kind, given, known)
         for style in self.styles:
             if style in art.PROPRIETARY:
                 raise UserError(

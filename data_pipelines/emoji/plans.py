@@ -19,7 +19,7 @@ from data_pipelines.emoji.inventory import COUNTS, OPPOSITE, PROPERTIES, RELATIO
 from data_pipelines.emoji.scenes import NOTHING, PLACES, SIDE, Scenes, scattered
 from data_pipelines.emoji.sprites import bulky
 from data_pipelines.randomness import fold, named, uniform
-from mmjax.core.errors import UserError, unknown_name
+from mmjax.core.errors import check_names
 
 KINDS = ("exist", "count", "compare", "relation", "beside", "larger", "locate")
 EXIST, COUNT, COMPARE, RELATION, BESIDE, LARGER, LOCATE = range(len(KINDS))
@@ -66,8 +66,7 @@ class Plans:
 
 def kinds_of(split: str) -> tuple[str, ...]:
     """The kinds of question that a split of scenes has. Raises UserError for a split that is not there."""
-    if split not in SPLITS:
-        raise UserError(unknown_name("split", split, SPLITS))
+    check_names("split", (split,), SPLITS)
     return {splits.COMPOSITIONS: ("count", "relation", "beside"), MORE: ("count",)}.get(split, KINDS)
 
 

@@ -15,10 +15,10 @@ from data_pipelines.emoji.catalogue import LANGUAGES, catalogue, versions
 from data_pipelines.emoji.inventory import Pool, pool, things
 from data_pipelines.emoji.plans import LOCATE, composed, planned
 from data_pipelines.emoji.scene_questions import LABELS, label_names, labels_of_things, name_of
-from data_pipelines.emoji.scenes import PLACES, Scenes, paint
+from data_pipelines.emoji.scenes import PLACES, Scenes, check_size, paint
 from data_pipelines.emoji.wordings import put, wordings
 from data_pipelines.randomness import fold, mix, named, uniform
-from mmjax.core.errors import UserError, unknown_name
+from mmjax.core.errors import UserError, check_names, look_up
 
 KINDS = ("random", "popular", "adversarial")
 SPLITS = (splits.TRAIN, splits.CONCEPTS, splits.STYLE)
@@ -53,15 +53,10 @@ class SceneProbes:
             ("language", self.languages, LANGUAGES),
         )
         for kind, given, known in chosen:
-            for name in given:
-                if name not in known:
-                    raise UserError(unknown_name(kind, name, known))
+            check_names(kind, given, known)
             if not given:
                 raise UserError(f"no {kind} is given; choose from {', '.join(known)}")
-        if not 48 <= self.resolution <= 288:
-            raise UserError(f"resolution must lie in 48..288 pixels; got {self.resolution}")
-        if self.scenes < 1:
-            raise UserError(f"scenes must be at least 1; got {self.scenes}")
+        check_size(self.resolution, self.scenes)
 
     # ------------------------------------------------------------------------------------------------ as a source
 
@@ -87,10 +82,7 @@ class SceneProbes:
     def column(self, name: str) -> np.ndarray:
         """[len] a label of every question, without drawing a picture."""
         indices = np.arange(len(self))
-        known = self._numbers(indices, self._asked(indices)[1])
-        if name not in known:
-            raise UserError(unknown_name("column", name, list(known)))
-        return known[name]
+        return look_up("column", name, self._numbers(indices, self._asked(indices)[1]))
 
     def texts(self, field: str = "question") -> list[str]:
         """What questions and answers are made of, each once in a stable order: the same for either field."""
@@ -128,8 +120,8 @@ class SceneProbes:
         indices = np.arange(len(self))
         _, thing, truth = self._asked(indices)
         found = {}
-        for number, kind in enumerate(self.kinds):
-            of_kind = np.flatnonzero(indices // QUESTIONS % len(self.kinds) == number)
+        for kind in self.kinds:
+            of_kind = np.flatnonzero(self._kind_of(indices) == KINDS.index(kind))
             votes: dict[int, collections.Counter[bool]] = collections.defaultdict(collections.Counter)
             for one, yes in zip(thing[of_kind].tolist(), truth[of_kind].tolist(), strict=True):
                 votes[one][yes] += 1
@@ -145,7 +137,7 @@ class SceneProbes:
         scenes = composed(self.split, plans, keys)
         turn = np.asarray(indices) % QUESTIONS
         number, truth = turn // 2, turn % 2 == 0
-        kind = np.array([KINDS.index(name) for name in self.kinds])[self._kind_of(indices)]
+        kind = self._kind_of(indices)
         absent = _absent(pool(self.split), scenes.thing, kind, keys)
         present = np.where((kind == KINDS.index("popular"))[:, None], self._most_popular(scenes), scenes.thing[:, :2])
         rows = np.arange(len(keys))
@@ -159,19 +151,22 @@ class SceneProbes:
         return np.take_along_axis(scenes.thing, np.argsort(rank[scenes.thing], axis=1, kind="stable"), axis=1)[:, :2]
 
     def _numbers(self, indices: np.ndarray, thing: np.ndarray) -> dict[str, np.ndarray]:
-        scene = np.asarray(indices) // (QUESTIONS * len(self.kinds))
-        kind = np.array([KINDS.index(name) for name in self.kinds])[self._kind_of(indices)]
+        scene, kind = self._scene_of(indices), self._kind_of(indices)
         spoken = np.array([LANGUAGES.index(name) for name in self.languages])[scene % len(self.languages)]
         labels = {name: labels_of_things()[name][thing] for name in LABELS}
         return {"kind": kind, "language": spoken, "thing": thing, "picture": scene, **labels}
 
     def _kind_of(self, indices: np.ndarray) -> np.ndarray:
-        return np.asarray(indices) // QUESTIONS % len(self.kinds)
+        """Numbers into KINDS."""
+        kinds = np.array([KINDS.index(name) for name in self.kinds])
+        return kinds[np.asarray(indices) // QUESTIONS % len(kinds)]
+
+    def _scene_of(self, indices: np.ndarray) -> np.ndarray:
+        return np.asarray(indices) // (QUESTIONS * len(self.kinds))
 
     def _keys(self, indices: np.ndarray) -> np.ndarray:
         """Of the scene that a question is about."""
-        scene = np.asarray(indices) // (QUESTIONS * len(self.kinds))
-        return fold(named(named(self.seed, "probes"), self.split), scene)
+        return fold(named(named(self.seed, "probes"), self.split), self._scene_of(indices))
 
 
 def _absent(among: Pool, present: np.ndarray, kind: np.ndarray, keys: np.ndarray) -> np.ndarray:

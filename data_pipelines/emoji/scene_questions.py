@@ -29,10 +29,10 @@ from data_pipelines.emoji.plans import (
     kinds_of,
     planned,
 )
-from data_pipelines.emoji.scenes import paint
+from data_pipelines.emoji.scenes import check_size, paint
 from data_pipelines.emoji.wordings import ELSEWHERE, ENGLISH, put, wordings
 from data_pipelines.randomness import fold, mix, named, uniform
-from mmjax.core.errors import UserError, unknown_name
+from mmjax.core.errors import UserError, check_names, look_up
 
 PHRASES = ("to the left of", "to the right of", "above", "below")  # in the order of RELATIONS
 LABELS = ("concept", "kin", "group", "subgroup")
@@ -68,17 +68,9 @@ class SceneQuestions:
     seed: int = 0
 
     def __post_init__(self):
-        for kind, given, known in (
-            ("kind", self.kinds, kinds_of(self.split)),
-            ("language", self.languages, LANGUAGES),
-        ):
-            for name in given:
-                if name not in known:
-                    raise UserError(unknown_name(kind, name, known))
-        if not 48 <= self.resolution <= 288:
-            raise UserError(f"resolution must lie in 48..288 pixels; got {self.resolution}")
-        if self.scenes < 1:
-            raise UserError(f"scenes must be at least 1; got {self.scenes}")
+        check_names("kind", self.kinds, kinds_of(self.split))
+        check_names("language", self.languages, LANGUAGES)
+        check_size(self.resolution, self.scenes)
         if not self._asks:
             raise UserError(f"none of {', '.join(self.kinds)} is asked in {', '.join(self.languages)}; add en")
 
@@ -105,10 +97,7 @@ class SceneQuestions:
     def column(self, name: str) -> np.ndarray:
         """[len] a label of every question, without drawing a picture."""
         indices = np.arange(self.scenes)
-        known = self._numbers(indices, self._plans(indices))
-        if name not in known:
-            raise UserError(unknown_name("column", name, list(known)))
-        return known[name]
+        return look_up("column", name, self._numbers(indices, self._plans(indices)))
 
     def texts(self, field: str = "question") -> list[str]:
         """What questions and answers are made of, each once in a stable order: the same for either field."""

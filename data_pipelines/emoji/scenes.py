@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt64
 
 from data_pipelines.emoji.sprites import extents, sprites
 from data_pipelines.randomness import fold, named, uniform
+from mmjax.core.errors import UserError
 
 SIDE = 3  # cells along each side
 PLACES = SIDE * SIDE
@@ -20,6 +21,14 @@ GROUNDS = np.array([(255, 255, 255), (244, 238, 222), (222, 236, 246), (228, 242
                     (232, 228, 246), (226, 226, 226), (252, 246, 206)], np.uint8)  # fmt: skip
 LARGE, SMALL = 0.9, 0.55  # of a cell
 NOTHING = -1
+
+
+def check_size(resolution: int, count: int) -> None:
+    """Raises UserError for pictures that are too small or too large to paint, and for no scenes."""
+    if not 48 <= resolution <= 288:
+        raise UserError(f"resolution must lie in 48..288 pixels; got {resolution}")
+    if count < 1:
+        raise UserError(f"scenes must be at least 1; got {count}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines.protocols import BadRecord, Source
-from data_pipelines.schema import Class, Field, Media, Number, Schema, Text
+from data_pipelines.schema import Chat, Class, Field, Media, Number, Schema, Text
 from data_pipelines.sources.array_records import SUFFIXES, ArrayRecords
 from data_pipelines.sources.captions import CAPTION_FILES, FILE_COLUMNS, TEXT_COLUMNS
 from data_pipelines.sources.files import IMAGE_SUFFIXES, existing, listing
@@ -80,7 +80,8 @@ def _table(kind: Any, path: str, schema: Schema | None) -> Source:
 
 
 def guess(rows: Sequence[Mapping[str, Any]], where: str) -> Schema:
-    """The schema that fits all of `rows`: pictures, one caption, labels. Raises DataError when there is no picture."""
+    """The schema that fits all of `rows`: pictures, one caption, one conversation, labels. Raises DataError when there
+    is no picture."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     values = {name: [row[name] for row in rows if row.get(name) is not None] for name in columns}
     pictures = [name for name in columns if values[name] and all(map(_is_picture, values[name]))]
@@ -99,6 +100,8 @@ def guess(rows: Sequence[Mapping[str, Any]], where: str) -> Schema:
     if captions:
         caption = min(captions, key=lambda name: _rank(name, (*TEXT_COLUMNS, "txt")))
         fields.append(_field("caption", Text(), [caption], rows))
+    chats = [name for name in columns if values[name] and all(map(_is_chat, values[name]))]
+    fields += [_field(name, Chat(), [name], rows) for name in chats[:1]]
     fields += [_field("label", _label_kind(values[name]), [name], rows) for name in labels[:1]]
     return Schema(tuple(fields))
 
@@ -123,6 +126,10 @@ def _is_picture(value: Any) -> bool:
         heads = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
         return value.startswith(heads) or value[8:12] == b"WEBP"
     return isinstance(value, str) and value.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(message, Mapping) for message in value)
 
 
 def _is_text(value: Any) -> bool:

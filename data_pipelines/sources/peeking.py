@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from data_pipelines.protocols import BadRecord
-from data_pipelines.schema import Class, Field
+from data_pipelines.schema import Class, Field, spoken
 
 
 class Peeks(Protocol):
@@ -20,10 +20,10 @@ class Peeks(Protocol):
 
 
 def texts(source: Peeks, field: str) -> Iterator[str]:
-    """Every text of a field; records that are bad are left out (they are told when they are trained on)."""
+    """Every text of a field, of a conversation those of its messages; records that are bad are left out (they are told
+    when they are trained on)."""
     for record in readable(lambda index: source.peek(index, (field,)), len(source)):
-        if isinstance(record.get(field), str):
-            yield record[field]
+        yield from spoken(record.get(field))
 
 
 def class_names(rows: Iterator[Mapping[str, Any]], field: Field) -> Iterator[str]:

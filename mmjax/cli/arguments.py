@@ -52,7 +52,7 @@ def _train(parser: Parser) -> None:
     parser.add_argument("settings", metavar="name=value", nargs="*", help=SETTINGS_HELP)
     parser.add_argument("--run", metavar="DIR", type=pathlib.Path, help="run folder (default: runs/NAME of the file)")
     parser.add_argument("--fresh", action="store_true", help="start anew; an existing run folder is moved aside")
-    text = "go on although data, seed or model is not what the run was started with (repeat for more than one)"
+    text = "go on although data, seed, model or init is not what the run was started with (repeat for more than one)"
     parser.add_argument("--allow", metavar="PART", action="append", default=[], help=text)
     parser.add_argument("--dry-run", action="store_true", help="check and describe everything, train nothing")
     _devices(parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -18,11 +19,14 @@ from mmjax.cli.output import bytes_text, console, flops_text, print_json, print_
 from mmjax.core import config
 from mmjax.core.errors import UserError
 from mmjax.core.parameters import table, unbox
+from mmjax.core.protocols import specs_of
 from mmjax.core.pytrees import flatten_names
-from mmjax.training import cost
+from mmjax.training import cost, manifest
 from mmjax.training.check import check
 from mmjax.training.experiment import Experiment
 from mmjax.training.loop import compile_step
+from mmjax.training.origin import THEN
+from mmjax.training.records import START
 from mmjax.training.state import abstract_state, build_update, declared_params
 
 
@@ -55,6 +59,7 @@ def facts(loaded: Loaded, compiled: bool = False) -> dict[str, Any]:
         "settings": dict(loaded.settings),
         "experiment": config.to_json(experiment),
         "mesh": dict(mesh.shape),
+        "start": _start(loaded),
         "parameters": {
             "by_component": cost.parameters(declared),
             "all": {
@@ -76,6 +81,10 @@ def show(loaded: Loaded, compiled: bool = False) -> None:
     _heading(f"parameters on {devices} device{'s' * (devices > 1)}")
     print(experiment.layout.explain(declared_params(experiment), devices))
     print()
+    parts = [
+        (part["path"], part["parameters"], part["start"], THEN[part["trains"]]) for part in found["start"]["parts"]
+    ]
+    print_table("where the parameters come from", ("path", "parameters", "start", ""), parts)
     forward, counts = found["forward_flops_per_example"], found["parameters"]["by_component"]
     rows = [(part, counts.get(part), flops_text(forward.get(part, 0))) for part in dict.fromkeys([*counts, *forward])]
     rows.append(("all", sum(counts.values()), flops_text(sum(forward.values()))))
@@ -86,7 +95,15 @@ def show(loaded: Loaded, compiled: bool = False) -> None:
     rows = [(what, bytes_text(count)) for what, count in [*memory.items(), ("all", sum(memory.values()))]]
     print_table("memory per device" + ("" if compiled else " (activations: --compile)"), ("what", "size"), rows)
     _heading("batch")
-    print(experiment.data.spec().describe())
+    print("\n\n".join(spec.describe() for spec in specs_of(experiment.data)))
+
+
+def _start(loaded: Loaded) -> dict[str, Any]:
+    """Where the parameters come from: as the run has recorded it, or as it would be now."""
+    if loaded.folder is not None and (loaded.folder / START).is_file():
+        return json.loads((loaded.folder / START).read_text(encoding="utf-8"))
+    origin = loaded.experiment.init.origin(declared_params(loaded.experiment), manifest.read)
+    return origin.report(build_update(loaded.experiment).trains).record()
 
 
 def _compile(experiment: Experiment, mesh: Mesh) -> Any:

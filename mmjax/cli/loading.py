@@ -20,11 +20,12 @@ from mmjax.training.records import FORMAT
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """An experiment and where it came from."""
+    """An experiment and where it came from; `folder`: that of the run, where it is one's."""
 
     experiment: Experiment
     file: pathlib.Path
     settings: Mapping[str, str]
+    folder: pathlib.Path | None = None
 
     @property
     def name(self) -> str:
@@ -60,7 +61,7 @@ def from_run(folder: pathlib.Path, own_file: pathlib.Path | None = None) -> Load
     source = record["source"]
     if own_file is not None:
         from_file(own_file, source["settings"])  # makes its classes known; the values come from the record
-    return Loaded(config.from_json(record["experiment"]), pathlib.Path(source["file"]), source["settings"])
+    return Loaded(config.from_json(record["experiment"]), pathlib.Path(source["file"]), source["settings"], folder)
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:

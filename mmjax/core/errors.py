@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
 
 
 class ExitCode(enum.IntEnum):
@@ -76,3 +79,17 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
         return f"no {kind} is called {name!r}; did you mean {' or '.join(near)}?"
     listed = ", ".join(sorted(choices)[:20]) or "(none)"
     return f"no {kind} is called {name!r}; there are: {listed}"
+
+
+def check_names(kind: str, names: Iterable[str], choices: Iterable[str]) -> None:
+    """Raises UserError, with the nearest choices, for the first of `names` that is none of `choices`."""
+    choices = list(choices)
+    for name in names:
+        if name not in choices:
+            raise UserError(unknown_name(kind, name, choices))
+
+
+def look_up(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
+    """The entry of `table` called `name`. Raises UserError with the nearest names."""
+    check_names(kind, (name,), table)
+    return table[name]

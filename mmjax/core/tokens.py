@@ -132,7 +132,7 @@ def visible(query: Places, key: Places, pattern: Pattern = Pattern()) -> Bool[Ar
     """True where query place q may see key place k: both real, one sample, block not larger, pattern allows it.
 
     Causal, prefix-LM, bidirectional, block-causal, packed, cross-modal and sliding-window attention are all this
-    function of five vectors (the block rule is that of PaliGemma, arXiv 2407.07726, section 3.2.1).
+    function of five vectors (the block rule is that of PaliGemma, arXiv 2407.07726).
     """
 
     def pair(name: str):

@@ -26,9 +26,9 @@ class Greedy:
 class Sampling:
     """A draw from softmax(logits / temperature), narrowed to the ids that every filter keeps.
 
-    top_k: the k likeliest (arXiv 1805.04833, section 5).   top_p: the fewest likeliest that have this much probability
+    top_k: the k likeliest (arXiv 1805.04833).   top_p: the fewest likeliest that have this much probability
     together (nucleus, arXiv 1904.09751, equation 2).   min_p: those with at least this share of the likeliest's
-    probability (arXiv 2407.01082, section 3). Ids that tie with the last kept one are kept, too.
+    probability (arXiv 2407.01082). Ids that tie with the last kept one are kept, too.
     """
 
     temperature: float = 1.0

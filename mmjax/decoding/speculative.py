@@ -59,28 +59,28 @@ def speculate(
     vocabulary. Raises UserError for what `generate` refuses and for less than one guess."""
     if guesses < 1:
         raise UserError(f"speculative decoding takes at least one guess a round; got {guesses}")
-    batch, models = asked(model, asked(draft, batch, steps), steps), (Fixed(model), Fixed(draft))
-    return _speculate(models, (params, draft_params), batch, steps, guesses, tuple(end))
+    models, batches = (Fixed(model), Fixed(draft)), (asked(model, batch, steps), asked(draft, batch, steps))
+    return _speculate(models, (params, draft_params), batches, steps, guesses, tuple(end))
 
 
 @functools.partial(jax.jit, static_argnames=("models", "steps", "guesses", "end"))
 def _speculate(
     models: tuple[Fixed, Fixed],
     params: tuple[Any, Any],
-    batch: Batch,
+    batches: tuple[Batch, Batch],
     steps: int,
     guesses: int,
     end: tuple[int, ...],
 ) -> Speculated:
     (large, large_params), (small, small_params) = map(Fixed.with_parameters, models, params)
     room = steps + guesses + 1
-    logits, state = start(large, large_params, batch, room, slack=guesses)
+    logits, state = start(large, large_params, batches[0], room, slack=guesses)
     last, log_prob = _likeliest(logits)
     rows = last.shape[0]
     ids = jnp.full((rows, room), -1, jnp.int32).at[:, 0].set(last)
     log_probs = jnp.zeros((rows, room)).at[:, 0].set(log_prob)
     ended = ends(last, end) | ~state.last.valid[:, 0]
-    draft = start(small, small_params, batch, room, slack=guesses)[1]
+    draft = start(small, small_params, batches[1], room, slack=guesses)[1]
     first = _Round(ids, log_probs, last, ended, jnp.array(1), jnp.array(0), state, draft)
 
     def going(now: _Round) -> Array:
@@ -109,7 +109,7 @@ def _speculate(
         )
 
     done = jax.lax.while_loop(going, round_, first)
-    return Speculated(_cut(done, steps, end, batch), done.rounds)
+    return Speculated(_cut(done, steps, end, batches[0]), done.rounds)
 
 
 def _guess(model: nn.Module, params: Any, carry: tuple[State, Array], _: None) -> tuple[tuple[State, Array], Array]:

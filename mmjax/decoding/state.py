@@ -18,13 +18,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mmjax.core.batch import MODALITIES, Batch
-from mmjax.core.config import changed
-from mmjax.core.dtypes import Dtypes
+from mmjax.core.config import leaves, override
 from mmjax.core.errors import UserError
 from mmjax.core.parameters import unbox
 from mmjax.core.pytrees import record
 from mmjax.core.tokens import Live, Places, Tokens
 from mmjax.nn.cache import CACHE, FRESH, MEMORY, opened, regrouped, written
+from mmjax.nn.stack import apart, at, called, placed
 
 SMALLEST = 16  # tokens of the smallest bucket
 
@@ -43,14 +43,16 @@ class Fixed:
         there, and parameters are widened once instead of at every token."""
         if jax.default_backend() != "cpu":
             return self.model, params
-        model = changed(self.model, dtypes=Dtypes()) if hasattr(self.model, "dtypes") else self.model
+        formats = [name for name, _ in leaves(self.model) if name.split(".")[-2:-1] == ["dtypes"]]
+        model = override(self.model, dict.fromkeys(formats, "float32"))
         wide = lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
         return model, jax.tree.map(wide, unbox(params))
 
 
 @record
 class State:
-    """Where decoding stands. `last` [B 1] are the places of the rows' last tokens."""
+    """Where decoding stands. `last` [B 1] are the places of the rows' last tokens. `layers`: parameters of the stacks
+    whose layers the steps read one by one, by their path in the parameters; their cache lies in the same way."""
 
     cache: Any
     kept: Any  # keys and values of the memory
@@ -58,6 +60,7 @@ class State:
     slots: Places
     last: Places
     cursor: Int[Array, ""]
+    layers: Any
 
     def back(self, count: Int[Array, ""]) -> State:
         """As if the last `count` tokens had not been: what they wrote is overwritten before anyone sees it."""
@@ -74,6 +77,7 @@ class State:
             take(self.slots),
             take(self.last),
             self.cursor,
+            self.layers,
         )
 
 
@@ -81,13 +85,19 @@ def start(model: nn.Module, params: Any, batch: Batch, room: int, slack: int = 0
     """Logits of what follows each prompt, and the state with `room` slots for more. slack: see `nn.cache.opened`."""
     variables = {"params": params}
     fused = model.apply(variables, batch, method="fuse")
-    logits, made = model.apply(variables, fused, method="prefill", mutable=[FRESH, MEMORY])
+    with called() as stacks:
+        logits, made = model.apply(variables, fused, method="prefill", mutable=[FRESH, MEMORY])
+    layers = {}
+    if jax.default_backend() == "cpu":  # XLA:CPU copies a layer out of its stack: 3 times the bytes at every token
+        layers = {path: apart(at(params, path)) for path in stacks}
+        for path in stacks:
+            made = {kind: placed(tree, path, apart(at(tree, path))) for kind, tree in made.items()}
     length = fused.row.x.shape[1]
     slots = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, room)]), fused.row.places)
     last = jax.tree.map(lambda x: x[:, -1:], fused.row.places)
     last = last.replace(modality=jnp.full_like(last.modality, MODALITIES.index("text")))
-    cache = opened(made.get(FRESH, {}), length + room, slack)
-    return logits, State(cache, made.get(MEMORY, {}), fused.memory, slots, last, jnp.array(length, jnp.int32))
+    cache, kept = opened(made.get(FRESH, {}), length + room, slack), made.get(MEMORY, {})
+    return logits, State(cache, kept, fused.memory, slots, last, jnp.array(length, jnp.int32), layers)
 
 
 def advance(model: nn.Module, params: Any, state: State, ids: Int[Array, "B n"]) -> tuple[Float[Array, "B n V"], State]:
@@ -98,6 +108,8 @@ def advance(model: nn.Module, params: Any, state: State, ids: Int[Array, "B n"])
     put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, state.cursor, 1)  # noqa: E731
     slots = jax.tree.map(put, state.slots, now)
     live = Live(now.valid, now.block, now.segment, now.position, now.modality, slots, state.cursor)
+    for path, layers in state.layers.items():
+        params = placed(params, path, layers)
     variables = {"params": params, CACHE: state.cache, MEMORY: state.kept}
     logits, made = model.apply(variables, ids, live, state.memory, method="step", mutable=[FRESH])
     cache = written(state.cache, made.get(FRESH, {}), state.cursor)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from mmjax.core.batch import Images
 from mmjax.core.dtypes import Dtypes
-from mmjax.core.errors import UserError, unknown_name
+from mmjax.core.errors import look_up
 from mmjax.core.parameters import slot
 from mmjax.core.tokens import Tokens
 from mmjax.encoders.image import picture_places
@@ -87,9 +87,7 @@ class ResNet(nn.Module):
     @classmethod
     def of(cls, size: str, **fields: object) -> ResNet:
         """A published depth, `"50"`. Raises UserError for others."""
-        if size not in RESNETS:
-            raise UserError(unknown_name("ResNet", size, RESNETS))
-        return cls(*RESNETS[size], **fields)
+        return cls(*look_up("ResNet", size, RESNETS), **fields)
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Tokens:
@@ -207,9 +205,7 @@ class EfficientNet(nn.Module):
     @classmethod
     def of(cls, size: str, **fields: object) -> EfficientNet:
         """A published scaling, `"B3"`. Raises UserError for others."""
-        if size not in EFFICIENTNETS:
-            raise UserError(unknown_name("EfficientNet", size, EFFICIENTNETS))
-        width, depth, _ = EFFICIENTNETS[size]
+        width, depth, _ = look_up("EfficientNet", size, EFFICIENTNETS)
         stages = tuple(stage.scaled(width, depth) for stage in B0)
         return cls(stages, rounded(32 * width), rounded(1280 * width), **fields)
 

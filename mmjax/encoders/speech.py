@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from mmjax.core.batch import MODALITIES, Audio, Sensor
 from mmjax.core.dtypes import Dtypes
-from mmjax.core.errors import UserError, unknown_name
+from mmjax.core.errors import UserError, look_up
 from mmjax.core.parameters import slot
 from mmjax.core.tokens import Places, Tokens
 from mmjax.nn.activations import gelu_exact
@@ -40,9 +40,7 @@ WHISPERS = {
 
 def whisper_size(name: str) -> Size:
     """The shape called `name`. Raises UserError with the nearest names."""
-    if name not in WHISPERS:
-        raise UserError(unknown_name("Whisper", name, WHISPERS))
-    return WHISPERS[name]
+    return look_up("Whisper", name, WHISPERS)
 
 
 def whisper_block(size: Size, **slots: Any) -> Block:

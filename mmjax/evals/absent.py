@@ -15,7 +15,7 @@ from jaxtyping import Bool
 
 from mmjax.core.batch import MEDIA, Batch, Text
 from mmjax.core.errors import UserError
-from mmjax.core.protocols import Data
+from mmjax.core.protocols import Data, specs_of
 
 Array = np.ndarray
 
@@ -30,6 +30,10 @@ class Without:
     def spec(self) -> Batch:
         """See `core.protocols.Data`."""
         return self.data.spec()
+
+    def specs(self) -> tuple[Batch, ...]:
+        """See `core.protocols.Shapes`."""
+        return specs_of(self.data)
 
     def fingerprint(self) -> Mapping[str, str]:
         """See `core.protocols.Data`."""

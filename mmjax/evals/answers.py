@@ -60,7 +60,7 @@ def lowered(text: str) -> str:
 @dataclasses.dataclass(frozen=True)
 class VqaAccuracy:
     """An answer that `enough` of the other people gave is right; fewer count in part. The mean over leaving each person
-    out (arXiv 1505.00468, section 5; the VQA v2 challenge has 10 people and `enough` = 3).
+    out (arXiv 1505.00468; the VQA v2 challenge has 10 people and `enough` = 3).
 
     The answer and the people's answers are normalised alike, as the challenge's server does; its older script left the
     articles and number words of the people's answers as they were, which version 2 of the data no longer has."""

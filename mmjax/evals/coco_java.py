@@ -1,17 +1,19 @@
 """The two caption metrics whose published scores come from Java programs: METEOR with paraphrases, and SPICE.
 
-Both are optional. They need `java` and the package pycocoevalcap, which carries the programs; SPICE also needs Stanford
-CoreNLP (400 MB), which that package downloads on request. What needs no Java is in `evals.ngrams`, `evals.rouge` and
-`evals.meteor`.
+Both are optional. They need `java` and the package pycocoevalcap, which carries the programs; SPICE also needs
+Stanford CoreNLP (400 MB), which that package downloads on request from nlp.stanford.edu. What needs no Java is in
+`evals.ngrams`, `evals.rouge` and `evals.meteor`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import pathlib
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,25 +59,37 @@ def _summed(answers: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Spice:
-    """SPICE (arXiv 1607.08822): the F-score of the objects, attributes and relations that a parser finds."""
+    """SPICE (arXiv 1607.08822): the F-score of the objects, attributes and relations that a parser finds.
+
+    The program runs without its cache of parses: the library that keeps it opens parts of java.lang that Java closed in
+    version 16, and it would write into the installed package."""
+
+    memory: str = "8G"
 
     def __call__(self, said: Sequence[str], truths: Sequence[Sequence[str]]) -> dict[str, Tally]:
         """`spice`."""
         check_pairs(said, truths)
-        parser = _package("SPICE") / "spice" / "lib" / "stanford-corenlp-3.6.0.jar"
-        if not parser.exists():
+        folder = _package("SPICE") / "spice"
+        parser = [folder / "lib" / f"stanford-corenlp-3.6.0{part}.jar" for part in ("", "-models")]
+        if missing := [str(jar) for jar in parser if not jar.exists()]:
             raise UserError(
-                f"SPICE needs Stanford CoreNLP 3.6.0, and {parser} does not exist: run python -m "
-                "pycocoevalcap.spice.get_stanford_models (it downloads 400 MB), or leave SPICE out of `metrics`"
+                f"SPICE needs Stanford CoreNLP 3.6.0, which pycocoevalcap does not carry: {' and '.join(missing)} "
+                f"missing. Run python -m pycocoevalcap.spice.get_stanford_models (it downloads 400 MB from "
+                f"nlp.stanford.edu), or leave SPICE out of `metrics`"
             )
-        from pycocoevalcap.spice.spice import Spice as Program
-
-        references = {i: [" ".join(words(reference)) for reference in given] for i, given in enumerate(truths)}
-        try:
-            _, scores = Program().compute_score(references, {i: [" ".join(words(text))] for i, text in enumerate(said)})
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise UserError(f"SPICE's Java program failed: {error}; it was written for Java 8") from None
-        return {"spice": mean_of(np.nan_to_num([score["All"]["f"] for score in scores]))}
+        with tempfile.TemporaryDirectory() as held:
+            asked, told = pathlib.Path(held) / "asked.json", pathlib.Path(held) / "told.json"
+            pairs = enumerate(zip(said, truths, strict=True))
+            asked.write_text(
+                json.dumps([{"image_id": i, "test": _line(a), "refs": [*map(_line, b)]} for i, (a, b) in pairs])
+            )
+            command = ["java", f"-Xmx{self.memory}", "-jar", "spice-1.0.jar", str(asked), "-out", str(told), "-silent"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode or not told.exists():
+                raise UserError(f"SPICE's Java program failed ({' '.join(command)} in {folder}): {done.stderr.strip()}")
+            found = {entry["image_id"]: entry["scores"]["All"]["f"] for entry in json.loads(told.read_text())}
+        scores = np.array([found[number] for number in range(len(said))], np.float64)  # null where nothing is found
+        return {"spice": mean_of(np.nan_to_num(scores))}
 
 
 def _line(text: str) -> str:

@@ -17,7 +17,7 @@ from mmjax.evals.absent import Without
 from mmjax.evals.embeddings import Embedded
 from mmjax.evals.gaps import gap
 from mmjax.evals.generation import Field, Generator, Label, Rows, rows_of
-from mmjax.evals.results import Bootstrap, Cases, Estimate, Record, number
+from mmjax.evals.results import Bootstrap, Cases, Estimate, Record, rounded
 from mmjax.evals.tallies import Metric, Tally, measure
 
 Array = np.ndarray
@@ -85,7 +85,7 @@ class _Table:
 
     def _beside(self, name: str, where: Array | None) -> Record:
         values = {key: tallies[name].at(self.cases, where) for key, tallies in self.baselines.items()}
-        return {key: number(value, None, None, None, 0)["value"] for key, value in values.items()}
+        return {key: rounded(value) for key, value in values.items()}
 
     def _difference(self, name: str, other: Tally) -> Record:
         mine, theirs = self.scores[name].estimate(self.cases), other.estimate(self.cases)
@@ -143,7 +143,7 @@ def _examples(
     return [
         {
             "id": int(said.about.id[i]),
-            "score": number(float(each[i]), None, None, None, 1)["value"],
+            "score": rounded(float(each[i])),
             "metric": name,
             "said": said.values[i],
             "right": [str(truth) for truth in truths[i][:5]],

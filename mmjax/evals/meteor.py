@@ -69,7 +69,7 @@ _FREQUENT = """
     her people she year two can if last first over other into some what so no time years could 't ' $ -lrb- -rrb-
 """
 FUNCTION_WORDS = tuple(_FREQUENT.split())
-"""English words of a relative frequency above 1/1000, which count less (section 2 of the paper)."""
+"""English words of a relative frequency above 1/1000, which count less."""
 
 _AGAIN = re.compile(r"-[lr][rcs]b-|(?<=[^\W_])'\w+|'|/|:|[^-'/:]+")
 
@@ -164,7 +164,7 @@ def align(
     mine: Words, reference: Words, stages: Sequence[Stage] = (EXACT,), beam: int = 40
 ) -> list[tuple[int, int, int]]:
     """Pairs (place in the text, place in the reference, stage): most words, then fewest chunks, then the shortest way,
-    by a beam search over the reference (section 2 of the METEOR 1.3 paper, Denkowski and Lavie 2011)."""
+    by a beam search over the reference (METEOR 1.3, Denkowski and Lavie 2011)."""
     options = _matches(mine, reference, stages)
     claims = np.bincount([i for choices in options for i, _ in choices], minlength=len(mine) or 1)
     paths = [_Path(used=frozenset(c[0][0] for c in options if len(c) == 1 and claims[c[0][0]] == 1))]

@@ -65,7 +65,7 @@ def bleu(counts: Float[Array, "... 2+2n"], n: int, k: int) -> Float[Array, "..."
 
 @dataclasses.dataclass(frozen=True)
 class CiderD:
-    """CIDEr-D (arXiv 1411.5726, equations 1 to 4 and section 5): tf-idf cosines of runs of 1..n words, clipped, with a
+    """CIDEr-D (arXiv 1411.5726): tf-idf cosines of runs of 1..n words, clipped, with a
     Gaussian of width `sigma` on the difference in length, times 10.
 
     Rare words weigh more: how rare is counted over the references of the given corpus, so scores of different sets (or

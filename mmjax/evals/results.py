@@ -25,10 +25,11 @@ Record = dict[str, Any]
 def number(value: float, low: float | None, high: float | None, chance: float | None, n: int) -> Record:
     """One result as JSON: five significant digits, `None` for what is not known."""
     short = {"value": value, "low": low, "high": high, "chance": chance}
-    return {name: _round(x) for name, x in short.items()} | {"n": int(n)}
+    return {name: rounded(x) for name, x in short.items()} | {"n": int(n)}
 
 
-def _round(x: float | None) -> float | None:
+def rounded(x: float | None) -> float | None:
+    """Five significant digits; `None` for what is not known."""
     return None if x is None or not math.isfinite(x) else float(f"{x:.5g}")
 
 

@@ -39,6 +39,37 @@ class AsIs(nn.Module):
         return tokens.clean()
 
 
+class SkipFirst(nn.Module):
+    """Each item without its first `count` tokens: the cells of a picture without the class token before them (LLaVA,
+    arXiv 2304.08485). Raises UserError when nothing would be left."""
+
+    count: int = 1
+
+    def __call__(self, tokens: Tokens, items: int) -> Tokens:
+        size = per_item(tokens, items)
+        if not 0 <= self.count < size:
+            raise UserError(f"connector: {self.count} of the {size} tokens of an item cannot go; some must stay")
+
+        def cut(x: Array) -> Array:
+            rows, *rest = x.shape[0], *x.shape[2:]
+            return x.reshape(rows, items, size, *rest)[:, :, self.count :].reshape(rows, -1, *rest)
+
+        valid, segment, modality = map(cut, (tokens.valid, tokens.places.segment, tokens.places.modality))
+        return Tokens(cut(tokens.clean().x), item_places(valid, segment, modality, items))
+
+
+class Placed(nn.Module):
+    """What `positions` adds for a token's number in its item, `Placed(LearnedPositions(49))`: for cells of an encoder
+    that tells no places (the location features of UNITER, arXiv 1909.11740)."""
+
+    positions: nn.Module
+
+    def __call__(self, tokens: Tokens, items: int) -> Tokens:
+        size = per_item(tokens, items)
+        x, position = (part.reshape(-1, size, *part.shape[2:]) for part in (tokens.clean().x, tokens.places.position))
+        return tokens.with_x(self.positions(x, position).reshape(tokens.x.shape))
+
+
 class Project(nn.Module):
     """A linear map (Frozen, arXiv 2106.13884; LLaVA, arXiv 2304.08485, equation 1)."""
 
@@ -91,7 +122,7 @@ class PixelShuffle(nn.Module):
 
 
 class GridPool(nn.Module):
-    """The mean of each `fold` x `fold` square of cells, over its valid ones (Gemma 3, arXiv 2503.19786, section 2.1).
+    """The mean of each `fold` x `fold` square of cells, over its valid ones (Gemma 3, arXiv 2503.19786).
     grid: rows and columns of cells; None is a square."""
 
     fold: int = 2

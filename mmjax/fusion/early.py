@@ -4,7 +4,8 @@ B rows   T places of the row   M media tokens of a row   D width
 
 A fusion is called with the row (text embedded, at its places), the batch's `Text` and the tokens of each media kind,
 and gives `Fused`. Places of the row that wait for media (`text.slot` is not -1) and get none are *empty*; what stands
-there is a part: `LeftOut` or `StandIn`.
+there is a part: `LeftOut` or `StandIn`. A fusion that needs rows laid out for the tokens of an item says so with a
+method `check_sizes`; others take any number of places per item.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class NoTypes(nn.Module):
 
 
 class ModalityTypes(nn.Module):
-    """A learned vector per modality is added to its tokens (ViLT, arXiv 2102.03334, equations 1 and 2)."""
+    """A learned vector per modality is added to its tokens (ViLT, arXiv 2102.03334)."""
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Tokens:
@@ -80,6 +81,15 @@ class Interleave(nn.Module):
     empty: nn.Module = slot(LeftOut)
     types: nn.Module = slot(NoTypes)
 
+    def check_sizes(self, text: Text, given: Mapping[str, int]) -> None:
+        """Raises UserError unless the row keeps as many places for an item of each kind as it has tokens (`given`)."""
+        for kind, size in text.per_item:
+            if given.get(kind, size) != size:
+                raise UserError(
+                    f"the row was laid out for {size} tokens per {kind}, but the model makes {given[kind]} of each; "
+                    f"lay out the data for {given[kind]}, or change the encoder or its connector"
+                )
+
     def __call__(self, row: Tokens, text: Text, media: Mapping[str, Tokens]) -> Fused:
         check_layout(text, media)
         waits = text.slot >= 0
@@ -111,7 +121,7 @@ class Concatenate(nn.Module):
     2102.03334). The row becomes M + T long; the text is its last T places.
 
     order: who sees whom. `bidirectional`: everybody. `as_laid_out`: media join the bidirectional prefix of their sample
-    and the text keeps its blocks (prefix-LM: PaliGemma, arXiv 2407.07726, section 3.2.1). Positions stay those of each
+    and the text keeps its blocks (prefix-LM: PaliGemma, arXiv 2407.07726). Positions stay those of each
     by itself. Places of the text that wait for media are `empty`.
     """
 
@@ -149,7 +159,7 @@ def check_width(row: Tokens, media: Tokens) -> None:
 def check_layout(text: Text, media: Mapping[str, Tokens]) -> None:
     """Raises UserError, with all faults at once, unless the row was laid out for media of just these kinds and sizes.
 
-    Shapes alone tell sizes up to a multiple; whoever knows the number of items compares exactly."""
+    Shapes alone tell sizes up to a multiple; whoever knows the number of items asks `Interleave.check_sizes`, too."""
     check_kinds(media)
     laid, faults = dict(text.per_item), []
     for kind in MEDIA:

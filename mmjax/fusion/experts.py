@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from mmjax.core.errors import UserError
 from mmjax.core.layout import constrain
 from mmjax.core.parameters import slot
 from mmjax.core.tokens import Live, Pattern, Places, Tokens
 from mmjax.fusion.grouped import TEXT_AND_MEDIA, GroupedFeedForward, GroupedLinear, Groups, group_of
+from mmjax.nn.attention import head_shape
 from mmjax.nn.cache import recall
 from mmjax.nn.norms import Identity, LayerNorm, RMSNorm
 from mmjax.ops.attention import Auto, Kernel, attend
@@ -103,13 +103,8 @@ class ModalityAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], places: Places) -> Float[Array, "B T D"]:
-        width, kv_heads = x.shape[-1], self.kv_heads or self.heads
-        if self.heads % kv_heads or (self.head_dim is None and width % self.heads):
-            raise UserError(
-                f"attention: {self.heads} heads must divide the width {width} and be a multiple of {kv_heads} "
-                "key-value heads"
-            )
-        size, group = self.head_dim or width // self.heads, group_of(places, self.groups).reshape(-1)
+        width, group = x.shape[-1], group_of(places, self.groups).reshape(-1)
+        kv_heads, size = head_shape(width, self.heads, self.kv_heads, self.head_dim)
 
         def mapped(name: str, equation: str, out: tuple[int, ...], x: Array, gain: float = 1.0) -> Array:
             sizes = {"experts": len(self.groups), "bias": self.bias, "dispatch": self.dispatch}

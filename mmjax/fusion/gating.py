@@ -57,14 +57,12 @@ class Gate(nn.Module):
         score = Linear("btvm,me->btve", (1,), bias=False, name="score")(told)[..., 0].astype(jnp.float32)
         weight = jax.nn.softmax(jnp.where(there, score, jnp.finfo(jnp.float32).min), axis=-1)
         weight = jnp.where(there, weight, 0.0)
-        self._tell(dict(zip(parts, jnp.unstack(weight, axis=-1), strict=True)), weight, there)
-        return dict(zip(parts, jnp.unstack(weight, axis=-1), strict=True))
-
-    def _tell(self, weights: Mapping[str, Array], weight: Array, there: Array) -> None:
+        weights = dict(zip(parts, jnp.unstack(weight, axis=-1), strict=True))
         some = jnp.any(there, axis=-1)
         for name, value in weights.items():
             self.sow("intermediates", f"weight_{name}", Mean.of(value, some))
         self.sow("intermediates", "entropy", Mean.of(-jnp.sum(jax.scipy.special.xlogy(weight, weight), axis=-1), some))
+        return weights
 
 
 class GatedTokens(nn.Module):

@@ -25,6 +25,7 @@ from mmjax.core.parameters import declare, slot
 from mmjax.core.pytrees import flatten_names
 from mmjax.core.tokens import Places
 from mmjax.fusion.grouped import GroupedFeedForward, Groups, group_of
+from mmjax.nn.around import Around
 from mmjax.nn.cache import FRESH, MEMORY
 from mmjax.nn.linear import Linear
 from mmjax.ops.routing import Load, to_one
@@ -75,11 +76,9 @@ class Routed(nn.Module):
         return jnp.einsum("btk,btkd->btd", self.share(probability).astype(x.dtype), answers)
 
 
-class WithLoad(nn.Module):
+class WithLoad(Around):
     """A model whose outputs also hold `load`: {path of a router: `Load` [B L G E]}, which `objectives.experts` reads.
     L are the layers of a stack; a router outside of stacks gives [B G E]."""
-
-    model: nn.Module
 
     def __call__(self, batch: Batch, *, train: bool = False) -> dict[str, Any]:
         if any(self.is_mutable_collection(name) for name in ("params", FRESH, MEMORY)):

@@ -58,7 +58,7 @@ class Apart(nn.Module):
 
 class CoAttention(nn.Module):
     """The queries of each modality attend to the keys and values of all others, then a feed-forward: the co-attentional
-    transformer layer (ViLBERT, arXiv 1908.02265, section 2.1, figure 2b), with norms before the branches.
+    transformer layer (ViLBERT, arXiv 1908.02265, figure 2b), with norms before the branches.
 
     Two modalities may have different widths; of three or more, all have one. Raises UserError for fewer than two."""
 
@@ -88,7 +88,7 @@ class CoAttention(nn.Module):
 
 class Guided(nn.Module):
     """One modality is encoded first and guides the others through their whole stacks: MCAN's encoder-decoder of
-    self-attention and guided attention (arXiv 1906.10770, section 3.2, figure 5b).
+    self-attention and guided attention (arXiv 1906.10770, figure 5b).
 
     encoder: the stack of the `guide`. decoder: the stack of each other modality, of blocks with a `cross` slot:
     `Guided("text", Stack(Block(Attention(8)), 6), Stack(Block(Attention(8), cross=Attention(8)), 6))`.
@@ -118,8 +118,8 @@ BOTTLENECK = "bottleneck"
 
 
 class Bottleneck(nn.Module):
-    """Modalities exchange what `latents` tokens per sample can carry: attention bottlenecks (MBT, arXiv 2107.00135,
-    section 3.2.2). stack: of `BottleneckLayer`. `samples` is S. All streams have one width."""
+    """Modalities exchange what `latents` tokens per sample can carry: attention bottlenecks (MBT, arXiv 2107.00135).
+    stack: of `BottleneckLayer`. `samples` is S. All streams have one width."""
 
     stack: nn.Module
     latents: int = 4
@@ -139,7 +139,7 @@ class Bottleneck(nn.Module):
 
 class BottleneckLayer(nn.Module):
     """Each modality goes through its own copy of `block` together with the bottleneck, which becomes the mean of what
-    the modalities made of it (MBT, arXiv 2107.00135, equations 8 and 9), over those that the sample has."""
+    the modalities made of it (MBT, arXiv 2107.00135), over those that the sample has."""
 
     block: nn.Module
 

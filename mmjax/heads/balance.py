@@ -9,14 +9,14 @@ import flax.linen as nn
 from mmjax.core.batch import Batch
 from mmjax.core.errors import UserError
 from mmjax.core.parameters import declare
+from mmjax.nn.around import Around
 
 
-class Balance(nn.Module):
+class Balance(Around):
     """A model with a learned log-variance for each objective of `names` (arXiv 1705.07115, section 3.2), which
     `objectives.balance.Balanced` reads. Wraps any model from outside: its parameters keep their names; added are
     `log_variance_<name>` and the output "balance" {name: scalar}."""
 
-    model: nn.Module
     names: tuple[str, ...]
     start: float = 0.0
 

@@ -82,20 +82,16 @@ class Decoder(nn.Module):
         return self.head(x[:, -batch.text.ids.shape[1] :], batch.text, self.table())  # media may stand before the text
 
     def fuse(self, batch: Batch, *, train: bool = False) -> Fused:
-        """The row with its media in it, and what it may look at beside. Raises UserError when the batch has no text,
-        or was laid out for another number of tokens per item than the encoders give."""
+        """The row with its media in it, and what it may look at beside. Raises UserError when the batch has no text. A
+        fusion that has a method `check_sizes` is asked whether it can take tokens of these sizes (see `Interleave`)."""
         if batch.text is None:
             has = ", ".join(batch.modalities()) or "nothing"
             raise UserError(f"a decoder reads the row of text; the batch has {has}")
         used = [kind for kind in MEDIA if kind in self.media and getattr(batch, kind) is not None]
         media = {kind: self.media[kind](getattr(batch, kind), train=train) for kind in used}
-        for kind, size in batch.text.per_item:
-            if kind in media and media[kind].x.shape[1] != getattr(batch, kind).valid.shape[1] * size:
-                given = media[kind].x.shape[1] // getattr(batch, kind).valid.shape[1]
-                raise UserError(
-                    f"the row was laid out for {size} tokens per {kind}, but the model makes {given} of each; lay out "
-                    f"the data for {given}, or change the encoder or its connector"
-                )
+        if hasattr(self.fusion, "check_sizes"):
+            items = {kind: getattr(batch, kind).valid.shape[1] for kind in used}
+            self.fusion.check_sizes(batch.text, {kind: media[kind].x.shape[1] // items[kind] for kind in used})
         x = self.dtypes.enter(self.embedding(batch.text.ids))
         return self.fusion(Tokens(x, _places(batch.text)), batch.text, media)
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.core.batch import Batch, Text
-from mmjax.core.errors import UserError, unknown_name
+from mmjax.core.errors import look_up
 from mmjax.core.parameters import declare, slot
 from mmjax.core.tokens import Fused, Live, Tokens
 from mmjax.encoders.cnn import ResNet
@@ -160,9 +160,7 @@ class Seq2Seq(Writes):
         """T5 1.1's shape, `"base"` (see `T5S`), with tied tables as in Unified-IO. In place of its relative position
         bias, which is left out, attention is rotary and scaled. `slots` replace parts of the decoder; media land in
         the source."""
-        if size not in T5S:
-            raise UserError(unknown_name("T5", size, T5S))
-        shape = T5S[size]
+        shape = look_up("T5", size, T5S)
         parts = {
             "embedding": TokenEmbedding(vocab, shape.width),
             "stack": Stack(_t5_block(shape, cross=_t5_attention(shape)), shape.depth),
@@ -176,10 +174,8 @@ class Seq2Seq(Writes):
         """Unified-IO (arXiv 2206.08916, section 3): patches of 16 pixels, mapped linearly, are tokens of the source.
         What is written is ids of one vocabulary for text, 1 000 positions and 16 384 codes of pictures; the codec of
         the latter is no part of this model. Lay the row out with (resolution / 16) ** 2 places for each image."""
-        if size not in T5S:
-            raise UserError(unknown_name("Unified-IO", size, T5S))
-        side = resolution // 16
-        patches = ViT(PatchStem(16, T5S[size].width), Stack(Identity(), 0), LearnedGrid((side, side)), norm=Identity())
+        side, width = resolution // 16, look_up("Unified-IO", size, T5S).width
+        patches = ViT(PatchStem(16, width), Stack(Identity(), 0), LearnedGrid((side, side)), norm=Identity())
         return cls.text_to_text(size, vocab, **({"media": {"image": Sense(patches, AsIs())}} | slots))
 
     def __call__(self, batch: Batch, *, train: bool = False) -> dict[str, Any]:

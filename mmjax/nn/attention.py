@@ -16,6 +16,16 @@ from mmjax.ops.attention import Auto, Kernel, attend
 from mmjax.ops.rotary import GridRotary, MultimodalRotary, Rotary
 
 
+def head_shape(width: int, heads: int, kv_heads: int | None, head_dim: int | None) -> tuple[int, int]:
+    """G and K. Raises UserError where heads share the width or the key-value heads unevenly."""
+    groups = kv_heads or heads
+    if heads % groups or (head_dim is None and width % heads):
+        raise UserError(
+            f"attention: {heads} heads must divide the width {width} and be a multiple of {groups} key-value heads"
+        )
+    return groups, head_dim or width // heads
+
+
 class Attention(nn.Module):
     """Self-attention, or cross-attention when `memory` is given.
 
@@ -48,13 +58,8 @@ class Attention(nn.Module):
         memory: Float[Array, "B S D2"] | None = None,
         memory_places: Places | None = None,
     ) -> Float[Array, "B T D"]:
-        width, groups = x.shape[-1], self.kv_heads or self.heads
-        if self.heads % groups or (self.head_dim is None and width % self.heads):
-            raise UserError(
-                f"attention: {self.heads} heads must divide the width {width} and be a multiple of {groups} key-value "
-                "heads"
-            )
-        size = self.head_dim or width // self.heads
+        width = x.shape[-1]
+        groups, size = head_shape(width, self.heads, self.kv_heads, self.head_dim)
         q = Linear("btd,dhk->bhtk", (self.heads, size), self.bias, name="query")(x)
         q = self._turned(self.qk_norm.clone(parent=self, name="query_norm")(q), places)
         if memory is None:

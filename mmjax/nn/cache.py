@@ -77,6 +77,9 @@ def opened(fresh: Any, slots: int, slack: int = 0) -> Any:
     """The cache with room for `slots` tokens that begins with a prefill's fresh keys (T tokens in slots 0..T-1).
 
     slack: how many tokens a later call may bring, less one: rings are that much larger than their windows."""
+    fresh = {
+        name: tree for name, tree in fresh.items() if jax.tree.leaves(tree)
+    }  # a scope that a wrapper shares is empty
 
     def open_one(kept: Kept) -> Kept:
         size = slots if kept.window is None else min(slots, kept.window + slack)

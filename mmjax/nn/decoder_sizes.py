@@ -1,7 +1,8 @@
 """Published decoders as one table: numbers, and the parts in which they differ.
 
 GPT-2 (Radford et al. 2019), Llama 2 (arXiv 2307.09288), Llama 3 (arXiv 2407.21783), Gemma (arXiv 2403.08295), Gemma 2
-(arXiv 2408.00118), Qwen2 (arXiv 2407.10671), Qwen2-VL (arXiv 2409.12191), Qwen3 (arXiv 2505.09388).
+(arXiv 2408.00118), Qwen2 (arXiv 2407.10671), Qwen2-VL (arXiv 2409.12191), Qwen3 (arXiv 2505.09388), OPT (arXiv
+2205.01068), Chinchilla's 1.4B as in Flamingo (arXiv 2204.14198; rotary for its relative positions).
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from mmjax.core.errors import UserError, unknown_name
+from mmjax.core.errors import look_up
 from mmjax.core.tokens import Pattern
-from mmjax.nn.activations import gelu
+from mmjax.nn.activations import gelu, relu
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block, Chain
 from mmjax.nn.embeddings import LearnedPositions, NoPositions, ScaledEmbedding, TokenEmbedding
@@ -88,6 +89,11 @@ _gpt2 = functools.partial(
     bias=True,
     out_bias=True,
 )
+_opt = functools.partial(
+    _gpt2,
+    feedforward=_part(FeedForward, activation=relu),
+    positions=_part(LearnedPositions, 2050),  # the released table has two more than it uses
+)
 _llama = functools.partial(DecoderSize, norm=_part(RMSNorm, 1e-5), tied=False)
 _gemma = functools.partial(
     DecoderSize,
@@ -109,6 +115,10 @@ DECODER_SIZES = {
     "gpt2-medium": _gpt2(1024, 24, 4096, 16),
     "gpt2-large": _gpt2(1280, 36, 5120, 20),
     "gpt2-xl": _gpt2(1600, 48, 6400, 25),
+    "opt-125m": _opt(768, 12, 3072, 12),
+    "opt-2.7b": _opt(2560, 32, 10240, 32),
+    "opt-6.7b": _opt(4096, 32, 16384, 32),
+    "chinchilla-1.4b": DecoderSize(2048, 24, 8192, 16, feedforward=_part(FeedForward, bias=False)),
     "llama2-7b": _llama(4096, 32, 11008, 32),
     "llama2-13b": _llama(5120, 40, 13824, 40),
     "llama3-8b": _llama(4096, 32, 14336, 32, 8, rotary=Rotary(5e5)),
@@ -127,6 +137,4 @@ DECODER_SIZES = {
 
 def decoder_size(name: str) -> DecoderSize:
     """The decoder called `name`. Raises UserError with the nearest names."""
-    if name not in DECODER_SIZES:
-        raise UserError(unknown_name("decoder", name, DECODER_SIZES))
-    return DECODER_SIZES[name]
+    return look_up("decoder", name, DECODER_SIZES)

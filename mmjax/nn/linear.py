@@ -47,7 +47,11 @@ class Linear(nn.Module):
         for letter in summed:
             fan_in *= size[letter]
         weight = declare(self, "kernel", Normal(self.gain * fan_in**-0.5), **self._dims(kernel, size))
-        y = jnp.einsum(self.equation, x, weight.astype(x.dtype))
+        # First in the order of the product itself: asked for another one at once, einsum has the kernel stand before x,
+        # which XLA:CPU copies transposed at every call.
+        plain = "".join(dict.fromkeys(letter for letter in inputs + kernel if letter in output))
+        y = jnp.einsum(f"{inputs},{kernel}->{plain}", x, weight.astype(x.dtype))
+        y = y.transpose([plain.index(letter) for letter in output])
         if not self.bias:
             return y
         kept = "".join(letter for letter in output if letter in kernel and letter not in inputs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mmjax.core.errors import UserError, unknown_name
+from mmjax.core.errors import UserError, look_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,7 @@ SIZES = {
 
 def size_of(name: str) -> Size:
     """The shape called `name`. Raises UserError with the nearest names."""
-    if name not in SIZES:
-        raise UserError(unknown_name("size", name, SIZES))
-    return SIZES[name]
+    return look_up("size", name, SIZES)
 
 
 def with_patch(name: str) -> tuple[Size, int]:

@@ -1,12 +1,15 @@
 """Many blocks as one: parameters stacked over layers, one compiled body, and a choice of what the backward pass keeps.
 
-A scanned stack compiles in time that does not grow with its depth. B batch   T tokens   D width
+A scanned stack compiles in time that does not grow with its depth. Where that time is not what counts, `apart` hands
+the layers over one by one: a scan copies each layer's parameters out of the stack before they are read, unless the
+compiler can read them in place. B batch   T tokens   D width
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -51,7 +54,8 @@ Keep = KeepAll | KeepNamed | KeepNothing
 
 
 class Stack(nn.Module):
-    """`depth` blocks of the same shape applied in turn; each may look at the `memory`, where there is one."""
+    """`depth` blocks of the same shape applied in turn; each may look at the `memory`, where there is one. Variables
+    are stacked under "block", or lie `apart`."""
 
     block: nn.Module
     depth: int
@@ -73,6 +77,11 @@ class Stack(nn.Module):
             seen = () if memory is None else (memory,)  # a block that knows no memory is not asked about it
             return block(x, places, *seen, train=train), None
 
+        if self.has_variable("params", _layer(0)):
+            for number in range(self.depth):
+                x, _ = layer(self.block.clone(parent=self, name=_layer(number), _deep_clone=True), x, places, memory)
+            return x
+
         scan: Callable[..., Any] = nn.scan(
             self.keep.wrap(layer),
             variable_axes={"params": 0, "intermediates": 0, FRESH: 0, CACHE: 0, MEMORY: 0},
@@ -82,3 +91,47 @@ class Stack(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         return scan(self.block, x, places, memory)[0]
+
+
+def _layer(number: int) -> str:
+    return f"layer_{number}"
+
+
+Path = tuple[str, ...]
+
+
+@contextlib.contextmanager
+def called() -> Iterator[list[Path]]:
+    """Where among the variables the stacks lie that are called inside of this context; of nested ones the outer."""
+    paths: list[Path] = []
+
+    def note(function: Callable[..., Any], given: Any, named: Any, context: Any) -> Any:
+        stack, path = context.module, context.module.path
+        known = any(path[: len(other)] == other for other in paths)
+        if isinstance(stack, Stack) and stack.depth and context.method_name == "__call__" and not known:
+            paths.append(path)
+        return function(*given, **named)
+
+    with nn.intercept_methods(note):
+        yield paths
+
+
+def at(variables: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """What lies at `path`; nothing where there is no such thing."""
+    for name in path:
+        variables = variables.get(name, {})
+    return variables
+
+
+def placed(variables: Mapping[str, Any], path: Path, value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`variables` with `value` at `path`."""
+    if not path:
+        return value
+    return {**variables, path[0]: placed(variables.get(path[0], {}), path[1:], value)}
+
+
+def apart(stacked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Variables of one stack layer by layer."""
+    leaves, tree = jax.tree.flatten(stacked.get("block", {}))
+    layers = zip(*map(tuple, leaves), strict=True)
+    return {_layer(number): jax.tree.unflatten(tree, layer) for number, layer in enumerate(layers)}

@@ -50,8 +50,8 @@ class Pooled:
 
 @dataclasses.dataclass(frozen=True)
 class Nystrom:
-    """softmax(q K') softmax(Q' K')^+ softmax(Q' k) v with landmarks Q', K' (Nystromformer, arXiv 2102.03902, equation
-    13), in O(T C). The inverse is that of `iterations` steps of equation 15, for each sample by itself.
+    """softmax(q K') softmax(Q' K')^+ softmax(Q' k) v with landmarks Q', K' (Nystromformer, arXiv 2102.03902), in
+    O(T C). The inverse is what `iterations` steps of theirs come to, for each sample by itself.
 
     samples, and when all keys are looked at: as in `Pooled`.
     """
@@ -149,7 +149,7 @@ def _softmax(logits: Array, seen: Bool[Array, "B ..."]) -> Array:
 
 
 def _inverse(x: Float[Array, "*n m m"], iterations: int) -> Float[Array, "*n m m"]:
-    """The Moore-Penrose inverse (arXiv 2102.03902, equation 15); zero where all of x is."""
+    """The Moore-Penrose inverse, by the iteration of arXiv 2102.03902; zero where all of x is."""
     rows, columns = jnp.max(jnp.sum(x, axis=-1), axis=-1), jnp.max(jnp.sum(x, axis=-2), axis=-1)
     size = jnp.where(rows > 0, rows * columns, 1.0)[..., None, None]
     one = jnp.eye(x.shape[-1])

@@ -43,7 +43,7 @@ class Rotary:
 @dataclasses.dataclass(frozen=True)
 class GridRotary:
     """Positions over a grid of `columns` columns in row-major order: half of the pairs turn with the row, half with
-    the column (as in Pixtral, arXiv 2410.07073, section 2.1)."""
+    the column (as in Pixtral, arXiv 2410.07073)."""
 
     columns: int
     base: float = 10_000.0

@@ -14,7 +14,7 @@ from mmjax.core.config import to_json
 from mmjax.core.errors import UserError, unknown_name
 from mmjax.core.means import Mean
 from mmjax.core.parameters import is_declared, unbox
-from mmjax.core.protocols import Data
+from mmjax.core.protocols import Data, specs_of
 from mmjax.core.pytrees import flatten_names
 from mmjax.training.experiment import Experiment
 from mmjax.training.state import declared_params
@@ -25,7 +25,7 @@ def check(experiment: Experiment, devices: int) -> None:
     layout, parts without a JSON form, parameters against the layout, optimizer patterns, what objectives find in the
     model's outputs, rows of evaluation data. The data's own error (empty, unreadable) is raised as it is."""
     spec = experiment.data.spec()
-    faults = [*_numbers(experiment), *_rows(experiment, spec, devices)]
+    faults = [*_numbers(experiment), *_rows(experiment, devices)]
     with _gathered(faults):
         to_json(experiment)
     with _gathered(faults):
@@ -58,7 +58,7 @@ def _numbers(experiment: Experiment) -> Iterator[str]:
             yield f"evals.{name}.steps={each.steps}: expected 0 (only at the end) or more"
 
 
-def _rows(experiment: Experiment, spec: Batch, devices: int) -> Iterator[str]:
+def _rows(experiment: Experiment, devices: int) -> Iterator[str]:
     parts = max(experiment.accumulate, 1)
     faults: list[str] = []
     with _gathered(faults):
@@ -66,16 +66,18 @@ def _rows(experiment: Experiment, spec: Batch, devices: int) -> Iterator[str]:
     if faults:
         yield from faults
         return
-    if spec.rows % parts:
-        yield f"accumulate={parts} does not divide a batch of {spec.rows} rows; choose a divisor"
-        return
-    with _gathered(faults):
-        experiment.layout.check_rows(spec.rows // parts, devices)
+    for rows in dict.fromkeys(spec.rows for spec in specs_of(experiment.data)):
+        if rows % parts:
+            faults.append(f"accumulate={parts} does not divide a batch of {rows} rows; choose a divisor")
+            continue
+        with _gathered(faults):
+            experiment.layout.check_rows(rows // parts, devices)
     for name, each in experiment.evals.items():
         for data in _data_of(each.evaluator):
             before = len(faults)
             with _gathered(faults):
-                experiment.layout.check_rows(data.spec().rows, devices)
+                for spec in specs_of(data):
+                    experiment.layout.check_rows(spec.rows, devices)
             faults[before:] = [f"evals.{name}: {fault}" for fault in faults[before:]]
     yield from faults
 

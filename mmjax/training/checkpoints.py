@@ -244,6 +244,22 @@ class CheckpointStore:
         """Nothing was ever published here, not even something now damaged: a run may start from the beginning."""
         return not self._numbers() and not self._corrupt()
 
+    def contents(
+        self, step: int | None = None, read: Callable[[pathlib.Path], manifest.Manifest] = manifest.verify
+    ) -> manifest.Manifest:
+        """What the newest checkpoint holds that `read` accepts (`manifest.verify`: the newest intact one,
+        `manifest.read`: the newest by its description), or what `step` holds. Unlike `restore` it sets no damaged one
+        aside: the folder may be another run's. Raises CheckpointError where there is none."""
+        for number in reversed(self._numbers()):
+            if step in (None, number):
+                try:
+                    return read(self.folder / str(number))
+                except manifest.Damaged as damage:
+                    log.warning("checkpoint %d in %s is damaged: %s", number, self.folder, damage)
+        there = ", ".join(map(str, self._numbers())) or "none"
+        asked = "intact checkpoint" if step is None else f"intact checkpoint {step}"
+        raise CheckpointError(f"there is no {asked} in {self.folder}; there are: {there}")
+
     def restore(
         self, wanted: Mapping[str, Any], step: int | None = None, fit: treediff.Fit = treediff.exact
     ) -> Restored:
@@ -297,18 +313,14 @@ class CheckpointStore:
         )
 
     def _load(self, step: int, wanted: Mapping[str, Any], fit: treediff.Fit) -> Restored:
-        from orbax.checkpoint import v1 as ocp
-
         faults.point("checkpoint.read", step)
         folder = self.folder / str(step)
         contents = manifest.verify(folder)
         _refuse_misfit(step, contents, wanted, fit)
-        targets = {name: jax.tree.map(_placed, tree) for name, tree in wanted.items()}
-        with jax.transfer_guard("allow"):
-            loaded = ocp.load_checkpointables(folder, {name: _nested(tree) for name, tree in targets.items()})
+        items = load_arrays(folder, wanted)
         self._intact.add(step)
         self._step = step
-        return Restored(step, {name: _like(tree, loaded[name]) for name, tree in targets.items()}, contents.meta)
+        return Restored(step, items, contents.meta)
 
     def _described(self, step: int) -> bool:
         try:
@@ -340,6 +352,19 @@ class CheckpointStore:
             (self.folder / str(step)).rename(self.folder / free)
         except OSError as error:
             log.warning("checkpoint %d could not be renamed: %s", step, error)
+
+
+def load_arrays(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Trees like `wanted` (see `CheckpointStore.restore`) from a checkpoint folder that was verified. They may be part
+    of what was saved: the rest is not read, and of an array each process reads the shards that it will hold."""
+    from orbax.checkpoint import v1 as ocp
+
+    targets = {name: jax.tree.map(_placed, tree) for name, tree in wanted.items()}
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context, jax.transfer_guard("allow"):
+        loaded = ocp.load_checkpointables(folder, {name: _nested(tree) for name, tree in targets.items()})
+    return {name: _like(tree, loaded[name]) for name, tree in targets.items()}
 
 
 def _refuse_misfit(step: int, contents: manifest.Manifest, wanted: Mapping[str, Any], fit: treediff.Fit) -> None:

@@ -17,6 +17,7 @@ from mmjax.training.checkpoints import Checkpoints
 from mmjax.training.guard import Guard, NoGuard
 from mmjax.training.hooks import Hook
 from mmjax.training.optim import Optimizer
+from mmjax.training.stages import FromRuns, Scratch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +59,10 @@ def identity(key: jax.Array, batch: Batch) -> Batch:
 class Experiment:
     """What is trained on what, how, for how long, where, and how it is judged.
 
-    augment: (key, batch) -> batch, on the device inside the step; a frozen dataclass or a function at the top of a
-    module. accumulate: micro-batches per step; the loss is that of the whole batch whatever it is. Total loss =
-    sum of weight * loss. Every field may be set from the command line by its dotted name.
+    init: where the parameters of a new run come from (`training.stages`). augment: (key, batch) -> batch, on the device
+    inside the step; a frozen dataclass or a function at the top of a module. accumulate: micro-batches per step; the
+    loss is that of the whole batch whatever it is. Total loss = sum of weight * loss. Every field may be set from the
+    command line by its dotted name.
     """
 
     model: nn.Module
@@ -69,6 +71,7 @@ class Experiment:
     optimizer: Optimizer
     steps: int
     layout: Layout = Layout()
+    init: Scratch | FromRuns = Scratch()
     augment: Callable[[jax.Array, Batch], Batch] = identity
     accumulate: int = 1
     average: Average = NoAverage()

@@ -16,7 +16,7 @@ from mmjax.core import faults
 from mmjax.core.batch import Batch
 from mmjax.core.errors import DataError
 from mmjax.core.layout import Layout
-from mmjax.core.protocols import Data
+from mmjax.core.protocols import Data, specs_of
 from mmjax.training import records, recovery
 from mmjax.training.check import check
 from mmjax.training.checkpoints import CheckpointStore
@@ -56,12 +56,17 @@ def train(
         records.write_record(folder, experiment, source or {})
         records.forget_later(folder, start.step, experiment.steps)
         writers.open(start.step)
+        if start.origin is not None:
+            records.tell_origin(folder, start.origin.report(update.trains), writers)
         going = start.step < experiment.steps
         with supervisor.pause("compilation"):
-            step = compile_step(experiment, update, abstract, mesh) if going else None
+            step = compile_steps(experiment, update, abstract, mesh) if going else None
         flee = functools.partial(recovery.roll_back, experiment, update, abstract, store)
         session = Session(experiment, folder, mesh, start, flee, store, writers, supervisor)
+        lent = start.origin.lent if start.origin is not None else ()
         del start  # its state is about to be donated
+        if lent:
+            session.keep()  # from here on the run stands alone
         session.evaluate()  # what a stop has cut short
         if step is not None:
             _run(session, step, feeder(experiment.layout, mesh))
@@ -94,8 +99,24 @@ def _run(session: Session, step: Callable, feed: Callable[[Batch], Batch]) -> No
             session.between()
 
 
-def compile_step(experiment: Experiment, update: Update, abstract: TrainState, mesh: Mesh) -> Callable:
-    """The step as an executable, compiled ahead of time: it can not be compiled again, only refuse other shapes."""
+def compile_steps(experiment: Experiment, update: Update, abstract: TrainState, mesh: Mesh) -> Callable:
+    """The step as executables, one for each shape of batch that the data may give: none is compiled on the way, where
+    it would look like a step that hangs."""
+    specs = specs_of(experiment.data)
+    steps = {_shapes(spec): compile_step(experiment, update, abstract, mesh, spec) for spec in specs}
+    known = steps[_shapes(experiment.data.spec())]  # refuses other shapes by name
+    return known if len(steps) == 1 else lambda state, batch: steps.get(_shapes(batch), known)(state, batch)
+
+
+def _shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+
+
+def compile_step(
+    experiment: Experiment, update: Update, abstract: TrainState, mesh: Mesh, spec: Batch | None = None
+) -> Callable:
+    """The step for one shape of batch (None: `data.spec()`) as an executable, compiled ahead of time: it can not be
+    compiled again, only refuse other shapes."""
     faults.point("compile")
     rows = experiment.layout.batch_sharding(mesh)
     state = jax.tree.map(lambda x: x.sharding, abstract)
@@ -103,7 +124,7 @@ def compile_step(experiment: Experiment, update: Update, abstract: TrainState, m
     step = jax.jit(
         make_step(experiment, update), in_shardings=(state, rows), out_shardings=(state, whole), donate_argnums=0
     )
-    return executable(step.lower(abstract, experiment.data.spec()), mesh.devices.flat[0].platform)
+    return executable(step.lower(abstract, spec or experiment.data.spec()), mesh.devices.flat[0].platform)
 
 
 def feeder(layout: Layout, mesh: Mesh) -> Callable[[Batch], Batch]:
@@ -123,9 +144,9 @@ def steps_ahead(mesh: Mesh) -> int:
 
 def _batches(data: Data, position: int) -> Iterator[Batch]:
     """Host batches from `position` on. Raises DataError where the data ends before the run does."""
-    rows = data.spec().rows
+    processes = jax.process_count()
     faults.point("data.start", position)
-    batches = iter(data.batches(position, jax.process_index(), jax.process_count()))
+    batches = iter(data.batches(position, jax.process_index(), processes))
     while True:
         faults.point("data.read", position)
         batch = next(batches, None)
@@ -135,4 +156,4 @@ def _batches(data: Data, position: int) -> Iterator[Batch]:
                 "for fewer steps"
             )
         yield batch
-        position += rows
+        position += len(batch.id) * processes

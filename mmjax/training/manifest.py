@@ -32,12 +32,13 @@ class Damaged(Exception):
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """What a published checkpoint must hold. files: path -> (bytes, hash). trees: item -> path -> (shape, dtype).
-    meta: what the run wants to know again, as JSON."""
+    meta: what the run wants to know again, as JSON. digest: the one hash over all of this."""
 
     step: int
     files: Mapping[str, tuple[int, str]]
     trees: Mapping[str, Mapping[str, Leaf]]
     meta: Mapping[str, Any]
+    digest: str
 
     @property
     def bytes(self) -> int:
@@ -74,7 +75,7 @@ def read(folder: pathlib.Path) -> Manifest:
             item: {name: (tuple(shape), dtype) for name, (shape, dtype) in table.items()}
             for item, table in body["trees"].items()
         }
-        return Manifest(body["step"], files, trees, body["meta"])
+        return Manifest(body["step"], files, trees, body["meta"], given)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise Damaged(f"it has no {NAME}: it was never finished, or the file was deleted") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -21,10 +21,12 @@ from mmjax.core.config import to_json
 from mmjax.core.protocols import Data
 from mmjax.training import durable
 from mmjax.training.experiment import Experiment
-from mmjax.training.writers import read_metrics
+from mmjax.training.origin import Report
+from mmjax.training.writers import Writers, read_metrics
 
 FORMAT = 1
 BAD = "bad_records.jsonl"
+START = "start.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -36,6 +38,14 @@ def write_record(folder: pathlib.Path, experiment: Experiment, source: Mapping[s
     durable.write_text(folder / "experiment.json", json.dumps(record, indent=1) + "\n")
     durable.write_text(folder / "command.txt", shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
     durable.write_text(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+
+
+def tell_origin(folder: pathlib.Path, report: Report, writers: Writers) -> None:
+    """Where a new run's parameters come from: into start.json, and, where that is not its own initialisation alone, to
+    who reads along."""
+    durable.write_text(folder / START, json.dumps(report.record(), indent=1) + "\n")
+    if not report.plain:
+        writers.write({"step": 0, "kind": "event", "text": f"where the parameters come from\n{report}"})
 
 
 def versions() -> dict[str, str]:

@@ -22,22 +22,25 @@ from mmjax.training import records, writers
 from mmjax.training.checkpoints import CheckpointStore
 from mmjax.training.experiment import Experiment
 from mmjax.training.optim import Update
-from mmjax.training.state import TrainState, new_state
+from mmjax.training.origin import Origin
+from mmjax.training.state import TrainState, declared_params, new_state
 
 log = logging.getLogger(__name__)
 
-IDENTITY = ("data", "seed", "model")
+IDENTITY = ("data", "seed", "model", "init")
 """What may not change between two starts of one run, unless `allow` names it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The state to go on from. step: updates tried; examples: data position; rollbacks: how often the run has fled."""
+    """The state to go on from. step: updates tried; examples: data position; rollbacks: how often the run has fled.
+    origin: of a new run, where its parameters come from."""
 
     state: TrainState
     step: int = 0
     examples: int = 0
     rollbacks: int = 0
+    origin: Origin | None = None
 
 
 def begin(
@@ -49,7 +52,7 @@ def begin(
         if name not in IDENTITY:
             raise UserError("allow: " + unknown_name("part of a run", name, IDENTITY))
     if store.empty:
-        return Start(new_state(experiment, update, abstract))
+        return _new(experiment, update, abstract)
     found = store.restore({"state": abstract})
     _compare(found.meta, meta(experiment, 0, 0, 0), allow)
     if found.step > experiment.steps:
@@ -58,6 +61,12 @@ def begin(
             "ask for at least as many steps, or train into another folder"
         )
     return Start(found.items["state"], found.step, found.meta["examples"], found.meta["rollbacks"])
+
+
+def _new(experiment: Experiment, update: Update, abstract: TrainState) -> Start:
+    """Step 0, with what other runs lend."""
+    origin = experiment.init.origin(declared_params(experiment))
+    return Start(new_state(experiment, update, abstract, origin.load(abstract.params)), origin=origin)
 
 
 def meta(experiment: Experiment, examples: int, rollbacks: int, skipped_lately: int) -> dict[str, Any]:
@@ -69,6 +78,7 @@ def meta(experiment: Experiment, examples: int, rollbacks: int, skipped_lately: 
         "data": dict(experiment.data.fingerprint()),
         "seed": {"seed": str(experiment.seed)},
         "model": dict(_leaves(to_json(experiment.model))),
+        "init": dict(_leaves(to_json(experiment.init))),
         "versions": records.versions(),
     }
 
@@ -84,7 +94,7 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _compare(saved: Mapping[str, Any], now: Mapping[str, Any], allow: Collection[str]) -> None:
     rows, changed = [], []
-    for part in IDENTITY:
+    for part in (part for part in IDENTITY if part in saved):  # a checkpoint may be older than a part
         names = [name for name in {**saved[part], **now[part]} if saved[part].get(name) != now[part].get(name)]
         if names and part not in allow:
             changed.append(part)
@@ -128,7 +138,7 @@ def roll_back(
         if not candidate.meta["skipped_lately"]:
             found = candidate
             break
-    old = found.items["state"] if found else new_state(experiment, update, abstract)
+    old = found.items["state"] if found else _new(experiment, update, abstract).state
     skips = jax.device_put(np.zeros(abstract.guard.skips.shape, bool), abstract.guard.skips.sharding)
     guard = dataclasses.replace(old.guard, skips=skips, skipped=start.state.guard.skipped)
     state = dataclasses.replace(old, step=start.state.step, guard=guard)

@@ -59,7 +59,7 @@ class Session:
         self.experiment, self.folder, self.mesh, self.flee = experiment, folder, mesh, flee
         self.store, self.writers, self.supervisor = store, writers, supervisor
         self.state, self.step, self.examples, self.rollbacks = start.state, start.step, start.examples, start.rollbacks
-        self._rows = experiment.data.spec().rows
+        self._processes = jax.process_count()
         self._forward = compile_forward(experiment.model, experiment.layout, mesh)
         self._batches: collections.deque[tuple[int, Any]] = collections.deque(maxlen=experiment.guard.window)
         self._metrics: Mapping[str, jax.Array] = {}  # of the last step
@@ -75,7 +75,7 @@ class Session:
         """One more step was dispatched."""
         self.state, self._metrics = state, metrics
         self.step += 1
-        self.examples += self._rows
+        self.examples += len(batch.id) * self._processes
         self._batches.append((self.step, batch.id))
         records.list_bad(self.folder, self.experiment.data, self.step, batch)
         self.supervisor.beat(self.step)
@@ -86,14 +86,18 @@ class Session:
         if self.step % self.experiment.log_every == 0 or self.last:
             self._log()
         if self.last:
-            self._save(self.store.save_now)
+            self.keep()
         with contextlib.suppress(Stopped):
             self.evaluate()
         if self.supervisor.stopping:
-            self._save(self.store.save_now)
+            self.keep()
             raise self.supervisor.stopped()
         if self.store.due(self.step):
             self._save(self.store.save)
+
+    def keep(self) -> None:
+        """Saves the state as it is; returns when it is safe."""
+        self._save(self.store.save_now)
 
     def evaluate(self) -> None:
         """Runs the evaluators that are due after this step and have left no result for it yet."""

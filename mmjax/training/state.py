@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -11,7 +13,7 @@ from jaxtyping import Array, Int
 
 from mmjax.core.batch import Batch
 from mmjax.core.parameters import Declared, is_declared, unbox
-from mmjax.core.pytrees import record
+from mmjax.core.pytrees import map_names, record
 from mmjax.core.rng import named
 from mmjax.training.experiment import Experiment
 from mmjax.training.optim import Update
@@ -59,14 +61,19 @@ def _unnamed(leaf: Any, shapes: set) -> Any:
     return Declared(leaf.value, (None,) * leaf.value.ndim)
 
 
-def new_state(experiment: Experiment, update: Update, abstract: TrainState) -> TrainState:
-    """The state of step 0 on the devices, made there: nothing whole ever lies in one place."""
+def new_state(
+    experiment: Experiment, update: Update, abstract: TrainState, given: Mapping[str, jax.Array] = MappingProxyType({})
+) -> TrainState:
+    """The state of step 0 on the devices, made there: nothing whole ever lies in one place. given: parameters by path
+    that come from elsewhere, laid out as in `abstract`; they are used up."""
 
-    def create() -> TrainState:
+    def create(given: dict[str, jax.Array]) -> TrainState:
         batch = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), experiment.data.spec())
-        return _state(experiment, update, unbox(_init(experiment, batch)))
+        params = map_names(lambda name, leaf: given.get(name, leaf), unbox(_init(experiment, batch)))
+        return _state(experiment, update, params)
 
-    return jax.jit(create, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(dict(given))
 
 
 def inference_params(experiment: Experiment, state: TrainState) -> Any:

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def testing(monkeypatch):
+def allowed(monkeypatch):
     monkeypatch.setenv("MMJAX_TESTING", "1")
 
 

@@ -8,8 +8,9 @@ import pytest
 from record_samples import png
 
 from data_pipelines.protocols import BadRecord
-from data_pipelines.schema import Class, Field, Media, Number, Schema, Text
-from data_pipelines.sources import JsonLines
+from data_pipelines.schema import Chat, Class, Field, Media, Number, Schema, Text
+from data_pipelines.sources import JsonLines, open_source
+from data_pipelines.tokenizers import texts_of
 from mmjax.core.errors import DataError, UserError
 
 SCHEMA = Schema.parse("image:image, caption:text, label:class[cat|dog]?, age:int[0..120]?")
@@ -47,6 +48,38 @@ def test_a_wrong_schema_is_told(text, told):
     with pytest.raises(UserError) as caught:
         Schema.parse(text)
     assert told in str(caught.value)
+
+
+CHAT = [
+    {"from": "human", "value": "<image> what is it?"},
+    {"from": "gpt", "value": [{"type": "text", "text": "a cat"}]},
+]
+
+
+def test_conversations_are_a_kind_of_field(tmp_path):
+    (tmp_path / "a.png").write_bytes(png((1, 2, 3)))
+    rows = [{"id": "0", "image": "a.png", "conversations": CHAT}, {"id": "1", "conversations": CHAT[1:]}]
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = open_source(str(tmp_path / "chats.jsonl"))
+    assert str(source.declared) == "image:image?, conversations:chat"
+    assert source[0]["conversations"] == CHAT and "image" not in source[1]
+    assert list(texts_of(source, "conversations")) == ["<image> what is it?", "a cat", "a cat"]
+    assert Schema((Field("talk", Chat()),)).read({"talk": json.dumps(CHAT)}) == {"talk": CHAT}
+
+
+@pytest.mark.parametrize(
+    ("value", "fault", "told"),
+    [
+        ("hello", "bad_value", "not the JSON of a list of messages"),
+        ({"from": "human"}, "bad_schema", "expected a list of messages, found dict"),
+        (["hello"], "bad_schema", "expected a list of messages, found list"),
+        ([], "empty", "the conversation has no message"),
+    ],
+)
+def test_what_is_no_conversation_is_told(value, fault, told):
+    with pytest.raises(BadRecord, match=told) as caught:
+        Schema.parse("talk:chat").read({"talk": value})
+    assert caught.value.fault == fault
 
 
 def test_all_faults_of_a_schema_are_told_at_once():

@@ -159,7 +159,6 @@ def damaged_header(data: bytes) -> bytes:
 PLAIN = archive(member("1.png", bytes(3000)), member("1.txt", b"one"))
 
 HOSTILE = {
-    "absolute name": (archive(member("/tmp/evil.png")), "'/tmp/evil.png', which points out of the archive"),
     "parent": (archive(member("../evil.png")), "'../evil.png', which points out of the archive"),
     "parent inside": (archive(member("a/../../evil.png")), "which points out of the archive"),
     "parent with backslashes": (archive(member("a\\..\\..\\evil.png")), "which points out of the archive"),
@@ -182,21 +181,29 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_or_damaged_tar_is_refused_and_nothing_appears(case, tmp_path, monkeypatch):
-    data, told = HOSTILE[case]
+def assert_refused(data, told, tmp_path, monkeypatch):
+    """A tar of these bytes is refused with these words, and no file appears."""
     (tmp_path / "inside").mkdir()
     shard = tmp_path / "inside" / "s.tar"
     shard.write_bytes(data)
     monkeypatch.chdir(tmp_path / "inside")
-    before, evil = everything(tmp_path), pathlib.Path("/tmp/evil.png").exists()
+    before = everything(tmp_path)
     with pytest.raises(DataError) as caught:
         len(TarShards(str(shard), Schema.parse("image:image"), max_members=50))
     assert told in str(caught.value)
     assert str(shard) in str(caught.value)
     assert caught.value.code == 65
     assert everything(tmp_path) == before
-    assert pathlib.Path("/tmp/evil.png").exists() == evil
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_or_damaged_tar_is_refused_and_nothing_appears(case, tmp_path, monkeypatch):
+    assert_refused(*HOSTILE[case], tmp_path, monkeypatch)
+
+
+def test_a_tar_with_an_absolute_name_is_refused_and_nothing_appears(tmp_path, monkeypatch):
+    evil = str(tmp_path / "evil.png")
+    assert_refused(archive(member(evil)), f"{evil!r}, which points out of the archive", tmp_path, monkeypatch)
 
 
 def test_an_honest_tar_of_every_format_is_read(tmp_path):

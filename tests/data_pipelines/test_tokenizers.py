@@ -74,7 +74,7 @@ def test_sentencepiece_gives_back_the_normalised_text(words, text):
     assert all(words.end < number < words.size for number in ids)
     assert words.decode(ids) == words.normalise(text)
     spoken = "".join(ch for ch in text if ch.isalnum() and not 0xD800 <= ord(ch) < 0xE000)
-    assert [c for c in unicodedata.normalize("NFKC", spoken) if c.isascii()] == [
+    assert [c for c in unicodedata.normalize("NFKC", spoken) if c.isascii() and c != " "] == [
         c for c in words.decode(words.encode(spoken)) if c.isascii() and c != " "
     ]
 

@@ -1,4 +1,6 @@
-"""Tiny decoders of every kind, and rows for them."""
+"""Tiny decoders of every kind, rows for them, and what a model says of a row without any cache."""
+
+import functools
 
 import jax
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from mmjax.core.batch import Batch, Text
 from mmjax.core.parameters import unbox
 from mmjax.core.tokens import Pattern
+from mmjax.decoding.state import Fixed
 from mmjax.models.decoder import Decoder
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block, Chain
@@ -37,6 +40,18 @@ def parameters(model, batch, seed=0):
     return unbox(jax.jit(model.init)({"params": jax.random.key(seed)}, batch)["params"])
 
 
+@functools.partial(jax.jit, static_argnames="fixed")
+def _scores(fixed, params, batch):
+    scope = fixed.model.bind({"params": params})
+    decoder, fused = getattr(scope, "decoder", scope), scope.fuse(batch)
+    return decoder.logits(decoder.through(fused.row, fused.memory))
+
+
+def scores(model, params, batch):
+    """[B T V] what a decoder, or a model that has one, says after each place: in one pass, without any cache."""
+    return np.asarray(_scores(Fixed(model), params, batch))
+
+
 def attention(**parts):
     return Attention(4, 2, rotary=Rotary(), **parts)
 
@@ -59,7 +74,6 @@ MODELS = {
                 (
                     Block(attention(pattern=Pattern(3)), norm=RMSNorm()),
                     Block(attention(softcap=2.0, qk_norm=RMSNorm()), norm=RMSNorm(), post_norm=RMSNorm()),
-                    Block(attention(pattern=Pattern(6)), norm=RMSNorm()),
                 )
             ),
             2,
@@ -90,3 +104,15 @@ def model():
 @pytest.fixture(scope="session")
 def params(model, prompts):
     return parameters(model, prompts)
+
+
+@pytest.fixture(scope="session")
+def plain(prompts):
+    """The smallest model, with its parameters."""
+    return MODELS["multimodal"], parameters(MODELS["multimodal"], prompts)
+
+
+def ended(ids, end):
+    """Ids [B n] up to the first that is one of `end`, and -1 after it."""
+    over = np.isin(ids, end)
+    return np.where(np.cumsum(over, axis=1) - over > 0, -1, ids)

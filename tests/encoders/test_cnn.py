@@ -17,6 +17,7 @@ from mmjax.heads.contrastive import Contrastive
 from mmjax.models.decoder import Sense
 from mmjax.models.towers import Tower, Towers
 from mmjax.nn.convs import GroupNorm
+from tests.drawn import applied, drawn
 
 PUBLISHED = {
     "18": 11_689_512 - 513_000,
@@ -49,13 +50,12 @@ def test_parameters_are_as_many_as_published(size):
 @pytest.fixture(scope="module", params=TINY, ids=str)
 def each(request):
     model, images = TINY[request.param], Batch.fake(Batch.spec(2, image=(3, 32, 48)), 1).image
-    params = unbox(jax.jit(model.init)(jax.random.key(0), images))
-    return model, params, images
+    return model, drawn(model, images), images
 
 
 def test_tokens_are_the_cells_of_each_picture(each):
     model, params, images = each
-    tokens = jax.jit(model.apply)(params, images)
+    tokens = applied(model)(params, images)
     cells = (32 // 8) * (48 // 8) if isinstance(model, ResNet) else (32 // 4) * (48 // 4)
     assert tokens.x.shape[:2] == (2, 3 * cells) and np.isfinite(tokens.x).all()
     np.testing.assert_array_equal(tokens.valid, np.repeat(images.valid, cells, axis=1))
@@ -65,7 +65,7 @@ def test_tokens_are_the_cells_of_each_picture(each):
 
 def test_a_picture_is_blind_to_the_others(each):
     model, params, images = each
-    run = jax.jit(model.apply)
+    run = applied(model)
     whole = run(params, images).x.reshape(2, 3, -1)
     turned = jax.tree.map(lambda x: np.asarray(x)[::-1, [2, 0, 1]], images)
     np.testing.assert_allclose(run(params, turned).x.reshape(2, 3, -1), whole[::-1, [2, 0, 1]], atol=1e-4)
@@ -73,20 +73,20 @@ def test_a_picture_is_blind_to_the_others(each):
 
 def test_training_leaves_branches_out_by_picture():
     model, images = TINY["mbconv"], Batch.fake(Batch.spec(2, image=(3, 32, 48)), 1).image
-    params = unbox(jax.jit(model.init)(jax.random.key(0), images))
+    params = drawn(model, images)
     run = jax.jit(lambda p, key: model.apply(p, images, train=True, rngs={"dropout": key}).x)
     a, b = run(params, jax.random.key(1)), run(params, jax.random.key(2))
-    still = jax.jit(model.apply)(params, images).x
+    still = applied(model)(params, images).x
     assert not np.allclose(a, b) and not np.allclose(a, still)
 
 
 def test_networks_serve_as_towers_and_as_senses():
     batch = Batch.fake(Batch.spec(2, image=(2, 32, 32)), 0)
     towers = Towers(Contrastive(5), image=Tower(TINY["basic"]))
-    out = jax.jit(towers.apply)(unbox(jax.jit(towers.init)(jax.random.key(0), batch)), batch)
+    out = applied(towers)(drawn(towers, batch), batch)
     np.testing.assert_allclose(np.linalg.norm(out["embeddings"]["image"], axis=-1), 1, rtol=1e-5)
     sense = Sense(TINY["mbconv"], Project(7))
-    tokens = jax.jit(sense.apply)(unbox(jax.jit(sense.init)(jax.random.key(0), batch.image)), batch.image)
+    tokens = applied(sense)(drawn(sense, batch.image), batch.image)
     assert tokens.x.shape == (2, 2 * 64, 7)
 
 

@@ -55,7 +55,7 @@ class Answers:
     model = params = None
     step = 0
 
-    def outputs(self, data):
+    def outputs(self, data, *names):
         for batch in data.batches():
             take = np.maximum(batch.id[:, 0], 0)
             real = np.asarray(batch.valid)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pathlib
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -156,6 +158,43 @@ def test_java_metrics_say_what_is_missing(metric, monkeypatch):
     monkeypatch.setattr(coco_java.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs java .* and pycocoevalcap .pip install pycocoevalcap.; leave it out"):
         metric(["a cat"], [["a cat"]])
+
+
+JAVA = """
+import json, pathlib, sys
+asked, told = (pathlib.Path(sys.argv[sys.argv.index("spice-1.0.jar") + step]) for step in (1, 3))
+pairs = json.loads(asked.read_text())
+if not all(pair["test"] for pair in pairs):
+    sys.exit("nothing to parse")
+shared = [(pair["image_id"], set(pair["test"].split()) & set(pair["refs"][0].split())) for pair in reversed(pairs)]
+told.write_text(json.dumps([{"image_id": i, "scores": {"All": {"f": len(s) / 2 or None}}} for i, s in shared]))
+"""
+
+
+@pytest.fixture
+def spice(tmp_path, monkeypatch):
+    """A package with the parts of SPICE; its `java` counts words that are in the first reference, too."""
+    (tmp_path / "spice" / "lib").mkdir(parents=True)
+    (tmp_path / "java").write_text(f"#!{sys.executable}\n{JAVA}")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(coco_java, "_package", lambda metric: tmp_path)
+    return tmp_path / "spice" / "lib"
+
+
+def test_spice_tells_which_parser_it_lacks_and_where_that_comes_from(spice):
+    (spice / "stanford-corenlp-3.6.0.jar").touch()
+    with pytest.raises(UserError, match=r"needs Stanford CoreNLP .*-models.jar missing.*400 MB from nlp.stanford.edu"):
+        coco_java.Spice()(["a cat"], [["a cat"]])
+
+
+def test_spice_is_what_its_program_says_of_each_text(spice):
+    for part in ("", "-models"):
+        (spice / f"stanford-corenlp-3.6.0{part}.jar").touch()
+    found = coco_java.Spice()(["a cat.", "Dogs", "dogs run"], [["one cat", "a cat"], ["cats"], ["dogs run"]])["spice"]
+    assert found.each.tolist() == [0.5, 0.0, 1.0] and found.value == 0.5
+    with pytest.raises(UserError, match="SPICE's Java program failed .java -Xmx8G .*: nothing to parse"):
+        coco_java.Spice()([""], [["a cat"]])
 
 
 def test_meteor_of_the_published_program():

@@ -38,10 +38,10 @@ class TwoSets:
     model = params = None
     step = 0
 
-    def outputs(self, data):
+    def outputs(self, data, *names):
         for known, context in self.tables:
             if known is data:
-                return context.outputs(data)
+                return context.outputs(data, *names)
         raise AssertionError("unexpected data")
 
 
@@ -121,9 +121,9 @@ class ReadingContext:
     model = params = None
     step = 0
 
-    def outputs(self, data):
+    def outputs(self, data, *names):
         if data is self.data:
-            yield from self.pictures.outputs(data)
+            yield from self.pictures.outputs(data, *names)
             return
         for batch in data.batches():
             yield {"embeddings": {"text": np.eye(8, dtype=np.float32)[batch.text.ids[:, 0]]}}, batch

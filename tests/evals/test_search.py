@@ -26,9 +26,9 @@ class Context:
     model = params = None
     step = 0
 
-    def outputs(self, data):
+    def outputs(self, data, *names):
         if data is self.data:
-            yield from self.pictures.outputs(data)
+            yield from self.pictures.outputs(data, *names)
             return
         for batch in data.batches():
             yield {"embeddings": {"text": np.tile(np.float32([1, 0]), (batch.rows, 1))}}, batch

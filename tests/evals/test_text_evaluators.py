@@ -203,7 +203,7 @@ class Scored:
 
     loss: float = 0.5
 
-    def outputs(self, data):
+    def outputs(self, data, *names):
         for batch in data.batches():
             factor = np.where(batch.present("image"), 1, 2)
             nll = np.where(batch.text.position > 0, self.loss * factor, np.nan)  # padding is not to be looked at
@@ -238,7 +238,7 @@ def test_perplexity_is_the_exponent_of_a_mean_over_tokens(table):
 
 
 class NoHead:
-    def outputs(self, data):
+    def outputs(self, data, *names):
         return (({"embeddings": {}}, batch) for batch in data.batches())
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from mmjax.core.batch import MODALITIES
 from mmjax.core.config import from_json, to_json
-from mmjax.core.parameters import unbox
 from mmjax.core.tokens import Places, Tokens
+from tests.drawn import drawn
 
 
 def items(kind: str, segment: Any, size: int, width: int = 16, seed: int = 0) -> Tokens:
@@ -42,11 +42,7 @@ def spoiled(tokens: Tokens) -> Tokens:
 
 def parameters(module: Any, *inputs: Any) -> Any:
     """Random parameters, also where a module starts with zeros."""
-    arrays, counts = _parted(inputs)
-    params = unbox(jax.jit(lambda key: module.init({"params": key}, *arrays, *counts))(jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    noise = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), params.get("params", {}))
-    return {"params": noise}
+    return {"params": drawn(module, *inputs).get("params", {})}
 
 
 def run(module: Any, params: Any, *inputs: Any) -> Any:

@@ -10,8 +10,9 @@ import pytest
 from mmjax.core.errors import UserError
 from mmjax.core.pytrees import flatten_names
 from mmjax.core.tokens import Tokens
-from mmjax.fusion.connectors import MLP, AsIs, GridPool, InTurn, PixelShuffle, Project
+from mmjax.fusion.connectors import MLP, AsIs, GridPool, InTurn, PixelShuffle, Placed, Project, SkipFirst
 from mmjax.fusion.resampler import Resampler
+from mmjax.nn.embeddings import LearnedPositions
 from mmjax.nn.norms import LayerNorm
 from tests.fusion.fusion_toy import assert_same, items, parameters, real, run, spoiled, values_and_gradient
 
@@ -24,6 +25,8 @@ CONNECTORS = {
     "shuffle": (PixelShuffle(2), 4, 64),
     "shuffle, mlp": (InTurn((PixelShuffle(2), MLP(8))), 4, 8),
     "pool": (GridPool(4), 1, 16),
+    "skip first": (SkipFirst(3), 13, 16),
+    "placed": (Placed(LearnedPositions(16)), 16, 16),
     "perceiver": (Resampler.perceiver(queries=3, depth=2, heads=2), 3, 16),
     "q-former": (Resampler.qformer(queries=5, depth=2, heads=2, width=8), 5, 8),
 }
@@ -92,6 +95,22 @@ def test_grid_pool_is_the_mean_of_the_valid_cells():
         assert bool(out.valid[0, number]) == flag.any()
         expected = square[flag].mean(axis=0) if flag.any() else np.zeros(16)
         np.testing.assert_allclose(out.x[0, number], expected, atol=1e-6)
+
+
+def test_items_without_their_first_tokens():
+    x = np.asarray(PICTURES.clean().x).reshape(2, 3, 16, 16)
+    out = SkipFirst(1).apply({}, PICTURES, 3)
+    np.testing.assert_array_equal(np.asarray(out.x).reshape(2, 3, 15, 16), x[:, :, 1:])
+    with pytest.raises(UserError, match="16 of the 16 tokens of an item cannot go; some must stay"):
+        SkipFirst(16).apply({}, PICTURES, 3)
+
+
+def test_tokens_are_told_their_number_in_the_item():
+    connector = Placed(LearnedPositions(16))
+    params = parameters(connector, PICTURES, 3)
+    added = np.asarray(run(connector, params, PICTURES, 3).x - PICTURES.clean().x).reshape(6, 16, 16)
+    table = np.asarray(params["params"]["positions"]["table"])
+    np.testing.assert_allclose(added, np.broadcast_to(table, added.shape), atol=1e-6)
 
 
 def test_resamplers_see_a_set_of_tokens():

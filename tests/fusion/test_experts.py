@@ -13,9 +13,11 @@ import pytest
 from mmjax.core.batch import MODALITIES, Batch
 from mmjax.core.errors import UserError
 from mmjax.core.tokens import Live, Tokens
+from mmjax.decoding.generate import generate
 from mmjax.fusion.experts import ByModality, ModalityAttention, ModalityBlock, NormByModality, Shared
 from mmjax.fusion.grouped import EACH, TEXT_AND_MEDIA, GroupedFeedForward, GroupedGatedFeedForward, group_of
 from mmjax.fusion.routed import Routed, WithLoad
+from mmjax.models.decoder import Decoder
 from mmjax.nn.activations import gelu
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block, Chain
@@ -227,6 +229,16 @@ def test_dropout_of_a_model_that_tells_its_load_is_on_in_training(params):
     noisy = [apply(jax.random.key(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(noisy[0], noisy[1])
     assert not np.allclose(noisy[0], noisy[2])
+
+
+def test_a_model_that_tells_its_load_decodes_as_it_would_without():
+    inner = Decoder.of("mu", 40, stack=Stack(ModalityBlock(Attention(2), Routed(4, 2)), 2))
+    outer, batch = WithLoad(inner), Batch.fake(Batch.spec(3, text=8), 0, 40)
+    params = parameters(outer, batch)["params"]
+    one, two = (generate(model, tree, batch, steps=4) for model, tree in ((inner, params["model"]), (outer, params)))
+    np.testing.assert_array_equal(two.ids, one.ids)
+    np.testing.assert_allclose(two.log_probs, one.log_probs, atol=1e-6)
+    assert outer.longest is None
 
 
 def test_a_model_without_routers_is_told_what_is_missing():

@@ -15,6 +15,7 @@ from mmjax.fusion.resampler import Resampler
 from mmjax.fusion.routed import Routed
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block
+from mmjax.nn.embeddings import LearnedPositions
 from mmjax.nn.stack import Stack
 from mmjax.ops.routing import Sorted
 from tests.fusion.fusion_toy import through_json
@@ -33,6 +34,7 @@ FILL = {
     "encoder": Stack(Block(Attention(2)), 2), "decoder": Stack(Block(Attention(2), cross=Attention(2)), 2),
     "feedforward": ByModality(), "model": Block(Attention(2)), "parts": (Block(Attention(2)),),
     "guide": "text", "width": 8, "queries": 4, "heads": 2, "equation": "d->m", "out": (8,), "experts": 2,
+    "positions": LearnedPositions(8),
 }  # fmt: skip
 
 

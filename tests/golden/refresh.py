@@ -24,13 +24,19 @@ EXPERIMENTS = sorted(
 
 
 def write_pictures(folder: pathlib.Path, count: int = 200) -> None:
-    """The folder that experiments/own_data.py looks for when it is told none: small pictures with captions."""
+    """What experiments look for when they are told no data: small pictures with captions, and beside the folder the
+    file `my_chats.jsonl` of conversations about them."""
     folder.mkdir()
     names = [(f"{i:03}.png", f"picture number {i} of {count}, grey level {i}") for i in range(count)]
     for i, (name, _) in enumerate(names):
         Image.new("RGB", (20, 16), (i, i, i)).save(folder / name)
     with (folder / "captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file_name", "text"), *names])
+    asked = {"from": "human", "value": "<image>\nwhich grey level is this?"}
+    with (folder.parent / "my_chats.jsonl").open("w") as file:
+        for i, (name, _) in enumerate(names):
+            talk = [asked, {"from": "gpt", "value": f"grey level {i}"}]
+            file.write(json.dumps({"image": f"{folder.name}/{name}", "conversations": talk}) + "\n")
 
 
 def resolved(name: str) -> Any:

@@ -15,7 +15,9 @@ from mmjax.core.config import from_json, to_json
 from mmjax.core.errors import UserError
 from mmjax.core.means import Mean
 from mmjax.core.parameters import unbox
+from mmjax.decoding.generate import generate
 from mmjax.heads.balance import Balance
+from mmjax.models.decoder import Decoder
 from mmjax.nn.linear import Linear
 from mmjax.objectives.balance import Balanced
 from mmjax.objectives.classification import Softmax
@@ -48,6 +50,15 @@ def test_the_total_is_the_formula():
     np.testing.assert_allclose(means["loss"].value, expected, rtol=1e-6)
     np.testing.assert_allclose([means["one_twice"].value, means["one_weight"].value], [6, np.exp(-1)], rtol=1e-6)
     assert set(means) == {"loss", *(f"{n}_{what}" for n in ("one", "two") for what in ("loss", "twice", "weight"))}
+
+
+def test_a_balanced_decoder_decodes_as_it_would_without():
+    inner, batch = Decoder.of("mu", 40), Batch.fake(Batch.spec(3, text=8), 0, 40)
+    outer = Balance(inner, ("language",))
+    params = unbox(jax.jit(outer.init)({"params": jax.random.key(0)}, batch)["params"])
+    plain = {name: leaf for name, leaf in params.items() if name != "log_variance_language"}
+    one, two = (generate(model, tree, batch, steps=4) for model, tree in ((inner, plain), (outer, params)))
+    np.testing.assert_array_equal(two.ids, one.ids)
 
 
 def test_the_best_weight_of_a_loss_is_one_over_twice_the_loss():

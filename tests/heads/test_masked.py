@@ -11,9 +11,9 @@ import pytest
 
 from mmjax.core.batch import Batch, Text
 from mmjax.core.errors import UserError
-from mmjax.core.parameters import unbox
 from mmjax.heads.masked import MaskedLanguage, Masking, MaskText
 from mmjax.objectives.masked import MaskedLanguage as Objective
+from tests.drawn import applied, drawn
 
 VOCAB, MASK, CLASS, WIDTH = 200, 199, 198, 8
 
@@ -59,26 +59,26 @@ def test_each_step_hides_other_ids_and_evaluation_always_the_same():
     text = text_of(((30, 12),), 48)
     module = MaskText(Masking(MASK, VOCAB))
 
-    def run(seed, train):
-        return np.asarray(module.apply({}, text, train=train, rngs={"dropout": jax.random.key(seed)}).chosen)
+    def chosen(train):
+        run = jax.jit(lambda key: module.apply({}, text, train=train, rngs={"dropout": key}).chosen)
+        return [run(jax.random.key(seed)) for seed in (0, 1)]
 
-    assert np.any(run(0, True) != run(1, True))
-    np.testing.assert_array_equal(run(0, False), run(1, False))
+    assert np.any(np.not_equal(*chosen(train=True)))
+    np.testing.assert_array_equal(*chosen(train=False))
 
 
 def test_only_hidden_ids_are_judged_wherever_room_for_them_is_made():
     """With all T places and with just enough room the loss is the same, and that of the formula."""
     text, rng = text_of(((22, 14), (30, 5)), 36), np.random.default_rng(0)
     masking = Masking(MASK, VOCAB, special=(CLASS,))
-    chosen = masking(jax.random.key(0), text).chosen
+    chosen = jax.jit(masking)(jax.random.key(0), text).chosen
     x, table = rng.normal(size=(2, 36, WIDTH)).astype(np.float32), rng.normal(size=(VOCAB, WIDTH)).astype(np.float32)
     batch = Batch.fake(Batch.spec(2, text=36, samples=2)).replace(text=text)
     losses = []
     for most in (None, masking.most(36, samples=2)):
         head = MaskedLanguage(VOCAB, most)
-        params = unbox(head.init(jax.random.key(0), x, text, chosen, table))
-        params["params"]["bias"] += jnp.linspace(-1, 1, VOCAB)
-        out = head.apply(params, x, text, chosen, table)
+        params = drawn(head, x, text, chosen, table)
+        out = applied(head)(params, x, text, chosen, table)
         means = Objective()(out, batch)
         losses.append(float(means["loss"].value))
         assert int(means["loss"].count) == chosen.sum()
@@ -86,6 +86,7 @@ def test_only_hidden_ids_are_judged_wherever_room_for_them_is_made():
     p = params["params"]
     y = jax.nn.gelu(x @ p["map"]["kernel"] + p["map"]["bias"], approximate=False)
     y = (y - y.mean(-1, keepdims=True)) / jnp.sqrt(y.var(-1, keepdims=True) + 1e-6)
+    y = y * p["norm"]["scale"] + p["norm"]["bias"]
     score = jax.nn.log_softmax(y @ table.T + p["bias"])
     expected = -jnp.take_along_axis(score, text.ids[..., None], axis=-1)[..., 0][chosen].mean()
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
@@ -93,7 +94,7 @@ def test_only_hidden_ids_are_judged_wherever_room_for_them_is_made():
 
 def test_rows_without_ids_lose_none():
     text = dataclasses.replace(text_of(((3,),), 6), segment=np.zeros((1, 6), int))
-    assert not Masking(MASK, VOCAB)(jax.random.key(0), text).chosen.any()
+    assert not jax.jit(Masking(MASK, VOCAB))(jax.random.key(0), text).chosen.any()
 
 
 def test_shares_that_are_none_are_refused():

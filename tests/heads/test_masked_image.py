@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from mmjax.nn.block import Block
 from mmjax.nn.feedforward import FeedForward
 from mmjax.nn.stack import Stack
 from mmjax.objectives.masked import MaskedImage
+from tests.drawn import applied, drawn
 
 BATCH = Batch.fake(Batch.spec(3, image=(2, 32, 32)))
 PATCH, PATCHES = 8, 16
@@ -36,8 +39,7 @@ HEADS = {"MAE": mae(), "class token": mae(class_token=ClassToken()), "SimMIM": S
 @pytest.fixture(scope="module", params=HEADS)
 def head(request):
     model = HEADS[request.param]
-    params = unbox(jax.jit(lambda key: model.init(key, BATCH.image))(jax.random.key(0)))
-    return model, params
+    return model, drawn(model, BATCH.image)
 
 
 def test_a_fixed_share_of_each_picture_is_hidden_and_the_rest_visible():
@@ -60,27 +62,28 @@ def test_targets_are_pixels_with_mean_0_and_variance_1_in_each_patch():
 
 def test_only_hidden_patches_of_valid_pictures_are_judged(head):
     model, params = head
-    told = model.apply(params, BATCH.image)["patches"]
+    told = applied(model)(params, BATCH.image)["patches"]
     share = round(model.rate * PATCHES)
     np.testing.assert_array_equal(told["hidden"].sum(-1), share * BATCH.image.valid)
     means = MaskedImage()({"patches": told}, BATCH)
     error, hidden = np.asarray(told["error"]), np.asarray(told["hidden"])
     np.testing.assert_allclose(means["loss"].value, error[hidden].mean(), rtol=1e-5)
-    slope = jax.grad(lambda e: MaskedImage()({"patches": told | {"error": e}}, BATCH)["loss"].value)(told["error"])
+    loss = lambda e: MaskedImage()({"patches": told | {"error": e}}, BATCH)["loss"].value  # noqa: E731
+    slope = jax.jit(jax.grad(loss))(told["error"])
     np.testing.assert_array_equal(np.asarray(slope) != 0, hidden)
 
 
 def test_what_is_hidden_reaches_no_prediction(head):
     """Pixels of hidden patches change their own errors and nothing else."""
     model, params = head
-    told = model.apply(params, BATCH.image)["patches"]
+    told = applied(model)(params, BATCH.image)["patches"]
     hidden = np.asarray(told["hidden"])
     row, item, patch = np.argwhere(hidden)[0]
     pixels = BATCH.image.pixels.copy()
     y, x = divmod(patch, 4)
     pixels[row, item, y * PATCH : (y + 1) * PATCH, x * PATCH : (x + 1) * PATCH] ^= 85
-    other = model.apply(params, type(BATCH.image)(pixels, BATCH.image.valid, BATCH.image.segment))["patches"]["error"]
-    changed = np.abs(np.asarray(other - told["error"])) > 1e-5
+    other = applied(model)(params, dataclasses.replace(BATCH.image, pixels=pixels))["patches"]
+    changed = np.abs(np.asarray(other["error"] - told["error"])) > 1e-5
     assert np.argwhere(changed).tolist() == [[row, item, patch]]
 
 
@@ -101,10 +104,9 @@ def test_the_encoders_own_parameters_are_trained(head):
 def test_each_step_hides_other_patches_and_evaluation_the_same(head):
     model, params = head
 
-    def run(seed, train):
-        return model.apply(params, BATCH.image, train=train, rngs={"dropout": jax.random.key(seed)})["patches"][
-            "hidden"
-        ]
+    def hidden(train):
+        run = jax.jit(lambda key: model.apply(params, BATCH.image, train=train, rngs={"dropout": key})["patches"])
+        return [run(jax.random.key(seed))["hidden"] for seed in (0, 1)]
 
-    assert np.any(run(0, True) != run(1, True))
-    np.testing.assert_array_equal(run(0, False), run(1, False))
+    assert np.any(np.not_equal(*hidden(train=True)))
+    np.testing.assert_array_equal(*hidden(train=False))

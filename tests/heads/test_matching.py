@@ -10,12 +10,12 @@ import pytest
 
 from mmjax.core.batch import Batch
 from mmjax.core.errors import UserError
-from mmjax.core.parameters import unbox
 from mmjax.core.tokens import Places, Tokens
 from mmjax.heads.matching import Matching
 from mmjax.objectives.matching import Matching as Objective
 from mmjax.ops.negatives import hard_negatives
 from mmjax.ops.pairwise import Relation
+from tests.drawn import drawn
 
 ROWS, WIDTH = 8, 6
 
@@ -81,10 +81,11 @@ def inputs(rng, absent=()):
 def test_the_head_judges_the_pair_and_two_mistaken_ones_by_one_fusion():
     sides, outputs, batch = inputs(np.random.default_rng(0), absent=(3,))
     model = Matching(Fuse(), same="concept")
-    params = unbox(model.init(jax.random.key(0), *sides, outputs, batch))
+    params = drawn(model, *sides, outputs, batch)
     # A score that gives both numbers away: left + 10000 * right.
-    params["params"]["score"]["kernel"] = jnp.array([1.0, 0, 10_000, 0])[:, None]
-    told = model.apply(params, *sides, outputs, batch, train=True, rngs={"dropout": jax.random.key(3)})["matching"]
+    params["params"]["score"] = {"kernel": np.array([[1.0], [0], [10_000], [0]], np.float32), "bias": np.zeros(1)}
+    train = jax.jit(lambda key: model.apply(params, *sides, outputs, batch, train=True, rngs={"dropout": key}))
+    told = train(jax.random.key(3))["matching"]
     lefts, rights = np.round(told["logit"] % 10_000).astype(int), np.round(told["logit"] // 10_000 - 100).astype(int)
     own = np.arange(ROWS)
     np.testing.assert_array_equal(lefts[:, :2], np.stack([own, own], 1))

@@ -1,4 +1,4 @@
-"""Tiny encoder-decoder models, batches for them, and what each says without a cache."""
+"""Tiny encoder-decoder models, and batches for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from mmjax.core.batch import Batch
-from mmjax.core.parameters import unbox
 from mmjax.encoders.cnn import ResNet, basic
 from mmjax.fusion.connectors import AsIs
 from mmjax.models.coca import CoCa, pooler
@@ -16,6 +15,7 @@ from mmjax.models.decoder import Sense
 from mmjax.models.seq2seq import Seq2Seq, ShowAttendTell
 from mmjax.nn.convs import GroupNorm
 from mmjax.nn.recurrent import LSTM, AttendTell
+from tests.drawn import drawn
 
 VOCAB, ROWS, PLACES = 31, 3, 20
 
@@ -50,10 +50,7 @@ def fake(name, samples=1, seed=0):
 
 def parameters(name):
     """Random parameters, also where a model starts with zeros."""
-    model = MODELS[name]
-    shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), fake(name)))["params"]
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32), shapes)
+    return drawn(MODELS[name], fake(name))["params"]
 
 
 def alone(batch, row, number):
@@ -99,14 +96,3 @@ def followed(batch, count, ids):
         for name in ("block", "position"):
             vectors[name][row, where] = vectors[name][row, size - 1] + ahead
     return batch.replace(text=dataclasses.replace(text, **vectors))
-
-
-def scores(model, params, batch):
-    """[B T V] what the model says after each place, in one pass."""
-
-    def run(params, batch):
-        scope = model.bind({"params": params})
-        fused = scope.fuse(batch)
-        return scope.decoder.logits(scope.decoder.through(fused.row, fused.memory))
-
-    return np.asarray(jax.jit(run)(params, batch))

@@ -1,6 +1,7 @@
 """Decoders are the published ones, and media reach the text through every fusion, cached or not."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,11 @@ from mmjax.core.parameters import unbox
 from mmjax.core.pytrees import element_count, flatten_names
 from mmjax.core.tokens import Pattern
 from mmjax.decoding.generate import generate
+from mmjax.decoding.state import Fixed
 from mmjax.encoders.image import ViT
 from mmjax.fusion.connectors import Project
 from mmjax.fusion.cross import CrossFusion, GatedCross
-from mmjax.fusion.early import Concatenate, Interleave, ModalityTypes
+from mmjax.fusion.early import Concatenate, Interleave, ModalityTypes, StandIn
 from mmjax.models.decoder import Decoder, Sense
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block, Chain
@@ -27,12 +29,16 @@ from mmjax.nn.norms import CentredRMSNorm, RMSNorm
 from mmjax.nn.stack import Stack
 from mmjax.ops.masks import as_laid_out
 from mmjax.ops.rotary import Rotary
+from tests.drawn import drawn
 
 VOCAB = 40
 
 PUBLISHED = [
     ("gpt2", 50257, 124_439_808),
     ("gpt2-xl", 50257, 1_557_611_200),
+    ("opt-125m", 50272, 125_239_296),
+    ("opt-2.7b", 50272, 2_651_596_800),
+    ("opt-6.7b", 50272, 6_658_473_984),
     ("llama2-7b", 32000, 6_738_415_616),
     ("llama3-8b", 128256, 8_030_261_248),
     ("gemma-2b", 256000, 2_506_172_416),
@@ -48,10 +54,6 @@ PUBLISHED = [
 
 def spec(length=24, **parts):
     return Batch.spec(3, text=(length, {"image": 4}), image=(1, 8, 8), **parts)
-
-
-def parameters(model, batch, seed=0):
-    return unbox(jax.jit(model.init)({"params": jax.random.key(seed)}, batch)["params"])
 
 
 @pytest.mark.parametrize(("name", "vocab", "count"), PUBLISHED, ids=[row[0] for row in PUBLISHED])
@@ -124,10 +126,10 @@ def test_decoders_compute_what_the_papers_write(kind):
     place = np.arange(12, dtype=np.int32)[None]
     text = dataclasses.replace(batch.text, segment=whole, block=place, position=place)
     batch = batch.replace(text=text)
-    params = jax.tree.map(lambda x: x + 0.3 * np.sin(np.arange(x.size)).reshape(x.shape), parameters(model, batch))
+    params = drawn(model, batch)["params"]
     expected = by_hand(params, text.ids[0], shape.softcap, kind == "gemma2", window=3)
-    nll = model.apply({"params": params}, batch)["nll"][0]
-    np.testing.assert_allclose(nll[1:], -expected[np.arange(11), text.ids[0, 1:]], rtol=2e-4)
+    found = nll(model, params, batch)[0]
+    np.testing.assert_allclose(found[1:], -expected[np.arange(11), text.ids[0, 1:]], rtol=2e-4)
 
 
 def sense():
@@ -153,13 +155,16 @@ FUSIONS = {
 def fused(request):
     model = Decoder.of("mu", VOCAB, media=sense(), **FUSIONS[request.param])
     batch = Batch.fake(spec(), 0, VOCAB)
-    params = parameters(model, batch)
-    noisy = {name: leaf for name, leaf in flatten_names(params).items() if name.endswith("_gate")}
-    return model, jax.tree.map(lambda x: x + 0.5 if any(x is gate for gate in noisy.values()) else x, params), batch
+    return model, drawn(model, batch)["params"], batch
+
+
+@functools.partial(jax.jit, static_argnames="fixed")
+def _nll(fixed, params, batch):
+    return fixed.model.apply({"params": params}, batch)["nll"]
 
 
 def nll(model, params, batch):
-    return np.asarray(jax.jit(lambda p, b: model.apply({"params": p}, b)["nll"])(params, batch))
+    return np.asarray(_nll(Fixed(model), params, batch))
 
 
 def longer(batch, ids):
@@ -217,18 +222,36 @@ def test_a_row_laid_out_for_other_sizes_is_refused():
         jax.eval_shape(model.init, {"params": jax.random.key(0)}, Batch.fake(Batch.spec(2, image=(1, 8, 8))))
 
 
+@pytest.mark.parametrize("places", [1, 3, 0], ids=["marker", "more than tokens", "none"])
+def test_a_memory_does_not_ask_for_a_place_per_token(places):
+    """Four tokens of each picture are looked at; whatever the row keeps for them, only what stands behind sees them."""
+    model = Decoder.of("mu", VOCAB, media=sense(), fusion=CrossFusion(StandIn()), stack=FUSIONS["between"]["stack"])
+    batch = Batch.fake(Batch.spec(3, text=(24, {"image": places} if places else {}), image=(2, 8, 8)), 0, VOCAB)
+    text = dataclasses.replace(batch.text, block=batch.text.position)
+    batch = batch.replace(text=text)
+    other = batch.replace(image=dataclasses.replace(batch.image, pixels=255 - batch.image.pixels))
+    params = drawn(model, batch)["params"]
+    changed = np.abs(nll(model, params, batch) - nll(model, params, other)) > 1e-4
+    first = np.where((text.slot >= 0).any(1), (text.slot >= 0).argmax(1), 0)
+    judged = (text.segment > 0) & (text.slot < 0) & (text.position > 0)
+    behind = np.arange(24) > first[:, None]
+    assert changed[judged & behind].all() and not changed[~behind].any()
+
+
 def test_packed_samples_score_as_alone():
     model = Decoder.of("mu", VOCAB)
     batch = Batch.fake(Batch.spec(2, samples=3, text=32), 1, VOCAB)
-    params = parameters(model, batch)
+    params = drawn(model, batch)["params"]
     packed = nll(model, params, batch)
     for row, sample in np.ndindex(2, 3):
         mine = np.flatnonzero(batch.text.segment[row] == sample + 1)
         if len(mine) > 1:
             cut = {f.name: getattr(batch.text, f.name) for f in dataclasses.fields(batch.text) if f.name != "per_item"}
-            text = type(batch.text)(**{name: value[row : row + 1, mine] for name, value in cut.items()})
+            place = np.pad(mine, (0, 32 - len(mine)))  # one program for samples of any length
+            own = {name: np.where(np.arange(32) < len(mine), x[row : row + 1, place], 0) for name, x in cut.items()}
+            text = type(batch.text)(**own | {"slot": np.full((1, 32), -1, np.int32)})
             alone = nll(model, params, Batch(text=text, fault=np.zeros((1, 1), np.uint8)))
-            np.testing.assert_allclose(packed[row, mine[1:]], alone[0, 1:], atol=1e-5)
+            np.testing.assert_allclose(packed[row, mine[1:]], alone[0, 1 : len(mine)], atol=1e-5)
 
 
 def test_a_decoder_is_its_configuration():

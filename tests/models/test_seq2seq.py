@@ -17,7 +17,8 @@ from mmjax.models.coca import CoCa
 from mmjax.models.seq2seq import Seq2Seq, ShowAttendTell
 from mmjax.objectives.attention import DoublyStochastic
 from mmjax.objectives.language import Language
-from tests.models.seq2seq_toy import MODELS, VOCAB, alone, fake, first, followed, parameters, scores
+from tests.decoding.conftest import scores
+from tests.models.seq2seq_toy import MODELS, VOCAB, alone, fake, first, followed, parameters
 
 OUTPUTS = ("nll", "log_z", "attention")  # that stand at places
 
@@ -52,19 +53,18 @@ def spoiled(batch):
 def test_packed_samples_are_samples_alone(each):
     name, _, params, run = each
     batch = fake(name, samples=2, seed=1)
-    packed = run(params, batch)
-    for row in range(2):
-        for number in (1, 2):
-            one, mine = alone(batch, row, number)
-            out = run(params, one)
-            for key in set(OUTPUTS[:2]) & out.keys():
-                counts = one.text.loss[0, : mine.size] > 0
-                np.testing.assert_allclose(packed[key][row, mine][counts], out[key][0, : mine.size][counts], atol=2e-5)
-            for kind in out.get("embeddings", {}):
-                if one.present(kind).all():
-                    np.testing.assert_allclose(
-                        packed["embeddings"][kind][row, number - 1], out["embeddings"][kind][0], atol=2e-5
-                    )
+    packed, samples = run(params, batch), ((0, 1), (0, 2), (1, 2))  # (row, number)
+    ones, places = zip(*(alone(batch, *sample) for sample in samples), strict=True)
+    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *ones)
+    out = run(params, whole)
+    for i, ((row, number), mine) in enumerate(zip(samples, places, strict=True)):
+        counts = whole.text.loss[i, : mine.size] > 0
+        for key in set(OUTPUTS[:2]) & out.keys():
+            np.testing.assert_allclose(packed[key][row, mine][counts], out[key][i, : mine.size][counts], atol=2e-5)
+        for kind in out.get("embeddings", {}):
+            if whole.present(kind)[i].all():
+                got, expected = packed["embeddings"][kind][row, number - 1], out["embeddings"][kind][i]
+                np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
 def test_absent_media_reach_neither_outputs_nor_gradients(each):

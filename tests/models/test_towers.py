@@ -27,6 +27,7 @@ from mmjax.nn.norms import LayerNorm
 from mmjax.nn.pooling import AttentionPool, First, Last, Mean
 from mmjax.nn.stack import Stack
 from mmjax.ops.masks import causal
+from tests.drawn import applied, drawn
 
 SPEC = Batch.spec(4, text=12, image=(1, 32, 32))
 
@@ -70,27 +71,29 @@ def test_text_is_blind_to_padding(order, pool):
     towers, short = tiny(pool, order), Batch.fake(Batch.spec(4, text=12), 0)
     long = short.replace(text=jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 8))), short.text))
     long = long.replace(text=dataclasses.replace(long.text, ids=np.where(long.text.segment > 0, long.text.ids, 77)))
-    params = unbox(towers.init({"params": jax.random.key(0)}, short))
-    a, b = (towers.apply(params, batch)["embeddings"]["text"] for batch in (short, long))
+    params = drawn(towers, short)
+    a, b = (applied(towers)(params, batch)["embeddings"]["text"] for batch in (short, long))
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_causal_text_does_not_see_what_follows():
     encoder, batch = TextEncoder.of("mu", 300, 24, order=causal), Batch.fake(Batch.spec(2, text=12), 0)
     full = dataclasses.replace(batch.text, segment=np.ones((2, 12), np.int32), position=np.tile(np.arange(12), (2, 1)))
-    params = unbox(encoder.init({"params": jax.random.key(0)}, full))
+    params = drawn(encoder, full)
     changed = dataclasses.replace(full, ids=np.concatenate([full.ids[:, :6], full.ids[:, 6:] + 1], axis=1))
-    a, b = encoder.apply(params, full).x, encoder.apply(params, changed).x
+    a, b = (applied(encoder)(params, text).x for text in (full, changed))
     np.testing.assert_allclose(a[:, :6], b[:, :6], atol=1e-6)
     assert not np.allclose(a[:, 6:], b[:, 6:], atol=1e-3)
 
 
 def test_hidden_words_change_training_only_and_never_hide_a_whole_text():
     encoder, text = TextEncoder.of("mu", 300, 24, hide=0.9), Batch.fake(Batch.spec(64, text=12), 0).text
-    params = unbox(encoder.init({"params": jax.random.key(0)}, text))
-    still = encoder.apply(params, text).valid
+    params = drawn(encoder, text)
+    still = applied(encoder)(params, text).valid
     np.testing.assert_array_equal(still, text.valid)
-    seen = encoder.apply(params, text, train=True, rngs={"dropout": jax.random.key(0)}).valid
+    seen = jax.jit(lambda p, rngs: encoder.apply(p, text, train=True, rngs=rngs).valid)(
+        params, {"dropout": jax.random.key(0)}
+    )
     assert 0.1 < seen.sum() / still.sum() < 0.4
     np.testing.assert_array_equal(seen.any(1), still.any(1))
 
@@ -111,14 +114,9 @@ def test_several_pictures_of_a_row_share_one_vector():
     both = batch.replace(
         image=dataclasses.replace(batch.image, valid=np.ones((3, 2), bool), segment=np.ones((3, 2), np.int32))
     )
-    params = unbox(towers.init({"params": jax.random.key(0)}, both))
-    pooled = towers.apply(params, both)["pooled"]["image"]
-    single = [
-        towers.apply(params, both.replace(image=jax.tree.map(lambda x, i=i: x[:, i : i + 1], both.image)))["pooled"][
-            "image"
-        ]
-        for i in (0, 1)
-    ]
+    params = drawn(towers, both)
+    one_by_one = [both.replace(image=jax.tree.map(lambda x, i=i: x[:, i : i + 1], both.image)) for i in (0, 1)]
+    pooled, *single = (applied(towers)(params, given)["pooled"]["image"] for given in (both, *one_by_one))
     np.testing.assert_allclose(pooled, (single[0] + single[1]) / 2, atol=1e-5)
 
 
@@ -129,9 +127,9 @@ def test_a_batch_without_a_known_modality_is_refused(model):
 
 
 def test_packed_samples_get_the_vectors_they_have_alone(model):
-    _, params, _ = model
+    apply, params, _ = model
     packed = Batch.fake(Batch.spec(3, samples=2, text=12, image=(2, 32, 32)), 0)
-    out = tiny().apply(params, packed)["embeddings"]
+    out = apply(params, packed)["embeddings"]
     for row, sample in np.ndindex(3, 2):
         alone = Batch.fake(Batch.spec(1, text=12, image=(1, 32, 32)), 0)
         mine = packed.text.segment[row] == sample + 1
@@ -144,7 +142,7 @@ def test_packed_samples_get_the_vectors_they_have_alone(model):
         alone = alone.replace(
             image=dataclasses.replace(alone.image, pixels=packed.image.pixels[row : row + 1, sample : sample + 1])
         )
-        expected = tiny().apply(params, alone)["embeddings"]
+        expected = apply(params, alone)["embeddings"]
         if mine.any():
             np.testing.assert_allclose(out["text"][row, sample], expected["text"][0], atol=1e-5)
         if packed.image.valid[row, sample]:
@@ -190,13 +188,11 @@ def test_a_conv_stem_gives_a_grid_and_learns_from_every_pixel():
         "mu/16", 32, stem=ConvStem(((8, 3, 2), (8, 3, 1), (16, 3, 2), (32, 3, 2)), patch=2), positions=NoPositions()
     )
     images = Batch.fake(Batch.spec(1, image=(1, 32, 32)), 0).image
-    params = unbox(encoder.init({"params": jax.random.key(0)}, images))
-    assert encoder.apply(params, images).x.shape == (1, 4, 32)
+    params, run = drawn(encoder, images), applied(encoder)
+    assert run(params, images).x.shape == (1, 4, 32)
     corner = images.pixels.copy()
     corner[..., 0, 0, :] = 255 - corner[..., 0, 0, :]
-    assert not np.allclose(
-        encoder.apply(params, images).x, encoder.apply(params, dataclasses.replace(images, pixels=corner)).x
-    )
+    assert not np.allclose(run(params, images).x, run(params, dataclasses.replace(images, pixels=corner)).x)
 
 
 def test_two_encoders_made_of_defaults_share_nothing():
@@ -234,5 +230,5 @@ class Spectrum(nn.Module):
 def test_any_set_of_modalities_meets_in_one_space():
     towers = tiny().clone(audio=Tower(Spectrum()))
     batch = Batch.fake(Batch.spec(3, text=12, image=(1, 32, 32), audio=(1, 50, 16000)), 0)
-    out = towers.apply(unbox(towers.init({"params": jax.random.key(0)}, batch)), batch)
+    out = applied(towers)(drawn(towers, batch), batch)
     assert {name: x.shape for name, x in out["embeddings"].items()} == dict.fromkeys(("text", "image", "audio"), (3, 8))

@@ -7,13 +7,14 @@ import pytest
 from mmjax.core.errors import UserError
 from mmjax.core.parameters import unbox
 from mmjax.nn.convs import Conv, DepthwiseConv, GroupNorm, SeriesConv
+from tests.drawn import applied
 
 PICTURES = np.random.default_rng(0).normal(2, 3, size=(2, 6, 5, 12)).astype(np.float32)
 
 
 def run(module, x):
-    params = unbox(module.init(jax.random.key(0), x))
-    return np.asarray(module.apply(params, x)), params["params"]
+    params = unbox(jax.jit(module.init)(jax.random.key(0), x))
+    return np.asarray(applied(module)(params, x)), params["params"]
 
 
 def test_groups_are_convolutions_of_their_own_channels():
@@ -21,7 +22,7 @@ def test_groups_are_convolutions_of_their_own_channels():
     assert params["kernel"].shape == (3, 3, 3, 8)
     for group in range(4):
         kernel = {"kernel": params["kernel"][..., 2 * group : 2 * group + 2]}
-        alone = Conv(2, bias=False).apply({"params": kernel}, PICTURES[..., 3 * group : 3 * group + 3])
+        alone = applied(Conv(2, bias=False))({"params": kernel}, PICTURES[..., 3 * group : 3 * group + 3])
         np.testing.assert_allclose(y[..., 2 * group : 2 * group + 2], alone, atol=1e-5)
     with pytest.raises(UserError, match="5 groups must divide the 12 channels in and 10 out"):
         run(Conv(10, groups=5), PICTURES)
@@ -31,7 +32,7 @@ def test_a_depthwise_convolution_keeps_channels_apart():
     y, params = run(DepthwiseConv(stride=2), PICTURES)
     other = PICTURES.copy()
     other[..., 3] += 1
-    changed = np.abs(np.asarray(DepthwiseConv(stride=2).apply({"params": params}, other)) - y).max((0, 1, 2)) > 0
+    changed = np.abs(np.asarray(applied(DepthwiseConv(stride=2))({"params": params}, other)) - y).max((0, 1, 2)) > 0
     assert y.shape == (2, 3, 3, 12) and list(np.flatnonzero(changed)) == [3]
 
 
@@ -42,7 +43,7 @@ def test_a_series_followed_by_zeros_is_the_series(size, stride):
     assert y.shape == (2, -(-6 // stride), 7) or size % 2 == 0
     for more in (1, 2, 5):
         longer = np.pad(x, ((0, 0), (0, more), (0, 0)))
-        again = SeriesConv(7, size, stride).apply({"params": params}, longer)
+        again = applied(SeriesConv(7, size, stride))({"params": params}, longer)
         np.testing.assert_allclose(again[:, : y.shape[1]], y, atol=1e-5)
     kernel = np.asarray(params["kernel"])
     before = (size - 1) // 2

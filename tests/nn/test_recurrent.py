@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mmjax.core.errors import UserError
-from mmjax.core.parameters import unbox
 from mmjax.core.tokens import Live, Places, Tokens
 from mmjax.decoding.generate import generate
 from mmjax.decoding.state import advance, start
@@ -15,8 +14,9 @@ from mmjax.nn.block import Block, Chain
 from mmjax.nn.norms import RMSNorm
 from mmjax.nn.recurrent import GRU, LSTM, AttendTell, Backward, Recurrent
 from mmjax.nn.stack import Stack
-from tests.decoding.conftest import PROMPTS, VOCAB, rows_of
+from tests.decoding.conftest import PROMPTS, VOCAB, rows_of, scores
 from tests.decoding.conftest import parameters as decoder_parameters
+from tests.drawn import applied, drawn
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 6, 8)).astype(np.float32)
@@ -26,13 +26,6 @@ LAYERS = {"lstm": Recurrent(LSTM(8)), "gru": Recurrent(GRU(5))}
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
-
-
-def parameters(module, *inputs):
-    """Random ones, biases too."""
-    shapes = unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs))
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.4 * rng.normal(size=leaf.shape), jnp.float32), shapes)
 
 
 def spread(parts, segments, valid):
@@ -45,7 +38,7 @@ def spread(parts, segments, valid):
 
 def test_lstm_is_the_published_formula():
     layer = LAYERS["lstm"]
-    params = parameters(layer, X, PLACES)
+    params = drawn(layer, X, PLACES)
     p = jax.tree.map(np.asarray, params["params"])
     h = c = np.zeros((2, 8))
     expected = []
@@ -55,12 +48,12 @@ def test_lstm_is_the_published_formula():
         c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
         expected.append(h)
-    np.testing.assert_allclose(layer.apply(params, X, PLACES), np.stack(expected, 1), atol=1e-5)
+    np.testing.assert_allclose(applied(layer)(params, X, PLACES), np.stack(expected, 1), atol=1e-5)
 
 
 def test_gru_is_the_published_formula():
     layer = LAYERS["gru"]
-    params = parameters(layer, X, PLACES)
+    params = drawn(layer, X, PLACES)
     p = jax.tree.map(np.asarray, params["params"])
     h, expected = np.zeros((2, 5)), []
     for t in range(6):
@@ -69,13 +62,13 @@ def test_gru_is_the_published_formula():
         r, z = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
         h = (1 - z) * np.tanh(x[2] + r * (u[2] + p["cell"]["bias"])) + z * h
         expected.append(h @ p["out"]["kernel"] + p["out"]["bias"])
-    np.testing.assert_allclose(layer.apply(params, X, PLACES), np.stack(expected, 1), atol=1e-5)
+    np.testing.assert_allclose(applied(layer)(params, X, PLACES), np.stack(expected, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [*LAYERS.values(), Backward(Recurrent(LSTM(8)))], ids=[*LAYERS, "backward"])
 def test_padding_anywhere_and_packing_change_nothing(layer):
-    params = parameters(layer, X, PLACES)
-    run = jax.jit(layer.apply)
+    params = drawn(layer, X, PLACES)
+    run = applied(layer)
     one, two = (run(params, X[i : i + 1, :n], Places.all_of("text", 1, n)) for i, n in ((0, 6), (1, 4)))
     nothing = np.full((1, 2, 8), np.nan, np.float32)
     parts = [nothing, X[:1, :3], nothing, X[:1, 3:], X[1:, :4], nothing]
@@ -94,9 +87,9 @@ def test_padding_anywhere_and_packing_change_nothing(layer):
 
 def test_backward_reads_from_the_end_and_cannot_decode():
     layer = Recurrent(LSTM(8))
-    params = parameters(layer, X, PLACES)
-    turned = Backward(layer).apply({"params": {"layer": params["params"]}}, X, PLACES)
-    np.testing.assert_allclose(turned, layer.apply(params, X[:, ::-1], PLACES)[:, ::-1], atol=1e-6)
+    params = drawn(layer, X, PLACES)
+    turned = applied(Backward(layer))({"params": {"layer": params["params"]}}, X, PLACES)
+    np.testing.assert_allclose(turned, applied(layer)(params, X[:, ::-1], PLACES)[:, ::-1], atol=1e-6)
     live = Live(PLACES.valid, PLACES.block, PLACES.segment, PLACES.position, PLACES.modality, PLACES, jnp.array(0))
     with pytest.raises(UserError, match="reads the row backward cannot decode"):
         Backward(layer).apply({"params": {"layer": params["params"]}}, X, live)
@@ -109,29 +102,19 @@ def decoder():
     return model, decoder_parameters(model, rows_of(PROMPTS))
 
 
-def said(model, params, prompt):
-    """What the model says after each place of one row, without any cache."""
-
-    def run(params, batch):
-        scope = model.bind({"params": params})
-        fused = scope.fuse(batch)
-        return scope.logits(scope.through(fused.row, fused.memory))
-
-    return np.asarray(jax.jit(run)(params, rows_of([prompt])))[0]
-
-
 def test_a_decoder_of_recurrent_blocks_generates_what_it_says_without_a_cache(decoder):
     model, params = decoder
     made = generate(model, params, rows_of(PROMPTS), steps=5)
+    whole = scores(model, params, rows_of([[*p, *map(int, ids)] for p, ids in zip(PROMPTS, made.ids, strict=True)]))
     for row, prompt in enumerate(PROMPTS):
-        whole = said(model, params, [*prompt, *map(int, made.ids[row])])
-        np.testing.assert_array_equal(made.ids[row], whole[len(prompt) - 1 : -1].argmax(-1))
+        said = whole[row, len(prompt) - 1 : len(prompt) + 4]
+        np.testing.assert_array_equal(made.ids[row], said.argmax(-1))
 
 
 def test_carries_go_on_by_several_ids_and_back(decoder):
     model, params = decoder
     prompt, ids = [3, 7, 1, 9], [13, 2, 27, 19, 6]
-    whole = said(model, params, [*prompt, *ids])
+    whole = scores(model, params, rows_of([[*prompt, *ids]]))[0]
     first, state = jax.jit(lambda p: start(model, p, rows_of([prompt]), room=8, slack=2))(params)
     step = jax.jit(lambda p, state, ids: advance(model, p, state, ids))
     _, wrong = step(params, state, jnp.array([[5, 5, 5]]))
@@ -145,8 +128,8 @@ def test_attend_tell_takes_the_steps_of_the_paper():
     layer = AttendTell(LSTM(4), scores=3)
     memory = Tokens(jnp.asarray(RNG.normal(size=(1, 5, 6)), jnp.float32), Places.all_of("image", 1, 5))
     x, places = X[:1, :1], Places.all_of("text", 1, 1)
-    params = parameters(layer, x, places, memory)
-    out, looks = layer.apply(params, x, places, memory, method="tell")
+    params = drawn(layer, x, places, memory)
+    out, looks = jax.jit(lambda *inputs: layer.apply(*inputs, method="tell"))(params, x, places, memory)
     p, a, y = jax.tree.map(np.asarray, params["params"]), np.asarray(memory.x[0]), x[0, 0]
     h, c = np.tanh(np.einsum("d,dsD->sD", a.mean(0), p["start"]["kernel"]) + p["start"]["bias"])
     asks = h @ p["look"]["ask"]["kernel"] + p["look"]["ask"]["bias"]

@@ -15,6 +15,8 @@ from mmjax.ops.attention_dense import weigh
 
 LENGTH = 40
 
+attended = jax.jit(attend, static_argnames=("pattern", "kernel", "softcap"))
+
 
 def row(*lengths, prefix=0, length=LENGTH):
     """Samples of these lengths, then padding: each a prefix that sees itself, then causal."""
@@ -68,7 +70,7 @@ def compiled(kernel, pattern=Pattern(), softcap=None):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-def agree(kernel, reference, places, pattern=Pattern(), softcap=None):
+def assert_agree(kernel, reference, places, pattern=Pattern(), softcap=None):
     (_, out), slopes = compiled(kernel, pattern, softcap)(arrays(), places)
     (_, expected), expected_slopes = compiled(reference, pattern, softcap)(arrays(), places)
     np.testing.assert_allclose(out, expected, atol=1e-5)

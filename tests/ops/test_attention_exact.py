@@ -7,29 +7,29 @@ import pytest
 
 from mmjax.core.errors import UserError
 from mmjax.core.tokens import Pattern, Places, visible
-from mmjax.ops.attention import Chunked, Reference, attend
+from mmjax.ops.attention import Chunked, Reference
 from mmjax.ops.attention_blocks import BigBird, BlockSparse, Given
 from mmjax.ops.attention_cpu import PerHead
 from mmjax.ops.attention_rows import looks_ahead
 from mmjax.ops.attention_sliding import Sliding
-from tests.ops.attention_cases import LAYOUTS, LENGTH, AllPairs, agree, arrays, row, rows
+from tests.ops.attention_cases import LAYOUTS, LENGTH, AllPairs, arrays, assert_agree, attended, row, rows
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kernel", [Sliding(queries=4), Sliding(ahead=0, queries=8)], ids=str)
 def test_a_sliding_window_sees_what_the_pattern_says(kernel, layout):
-    agree(kernel, Reference(), LAYOUTS[layout], Pattern(window=6))
+    assert_agree(kernel, Reference(), LAYOUTS[layout], Pattern(window=6))
 
 
 def test_a_sliding_window_may_hide_modalities_and_cap_logits():
     places = LAYOUTS["prefix"].replace(modality=LAYOUTS["prefix"].position % 2)
-    agree(Sliding(queries=4), Reference(), places, Pattern(window=6, hidden=(("text", "image"),)), softcap=2.0)
+    assert_agree(Sliding(queries=4), Reference(), places, Pattern(window=6, hidden=(("text", "image"),)), softcap=2.0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_leading_places_see_and_are_seen_by_their_whole_sample(layout):
     kernel = Sliding(leading=2, samples=2, queries=4)  # one layout has three samples
-    agree(kernel, AllPairs(kernel), LAYOUTS[layout], Pattern(window=4))
+    assert_agree(kernel, AllPairs(kernel), LAYOUTS[layout], Pattern(window=4))
 
 
 def test_leading_places_are_the_first_of_each_sample():
@@ -49,7 +49,7 @@ BLOCKS = {
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_block_sparse_attention_is_that_of_its_layout(blocks, layout):
     kernel = BlockSparse(BLOCKS[blocks], size=4, samples=2)  # one layout has three samples
-    agree(kernel, AllPairs(kernel, 10), LAYOUTS[layout])
+    assert_agree(kernel, AllPairs(kernel, 10), LAYOUTS[layout])
 
 
 def test_big_bird_sees_its_neighbours_the_leading_block_and_drawn_ones():
@@ -61,7 +61,7 @@ def test_big_bird_sees_its_neighbours_the_leading_block_and_drawn_ones():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_head_by_head_gives_the_same(layout):
-    agree(PerHead(queries=16), Reference(), LAYOUTS[layout], Pattern(window=9), softcap=3.0)
+    assert_agree(PerHead(queries=16), Reference(), LAYOUTS[layout], Pattern(window=9), softcap=3.0)
 
 
 EXACT = [PerHead(4), Chunked(4), Sliding(queries=4), BlockSparse(Given(((0,),)), size=40)]
@@ -72,15 +72,15 @@ def test_a_memory_or_a_cache_may_stand_in_for_the_row(kernel):
     places = LAYOUTS["prefix"]
     q, k, v = arrays()
     last = jax.tree.map(lambda x: x[:, -9:-4], places)
-    got = attend(q[:, :, -9:-4], k, v, last, places, pattern=Pattern(window=40), kernel=kernel)
-    np.testing.assert_allclose(got, attend(q, k, v, places)[:, :, -9:-4], atol=1e-5)
+    got = attended(q[:, :, -9:-4], k, v, last, places, pattern=Pattern(window=40), kernel=kernel)
+    np.testing.assert_allclose(got, attended(q, k, v, places)[:, :, -9:-4], atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", EXACT, ids=str)
 def test_without_places_all_is_visible(kernel):
     parts = arrays()
     seen = Pattern(window=LENGTH)
-    np.testing.assert_allclose(attend(*parts, pattern=seen, kernel=kernel), attend(*parts), atol=1e-5)
+    np.testing.assert_allclose(attended(*parts, pattern=seen, kernel=kernel), attended(*parts), atol=1e-5)
 
 
 def test_cost_grows_with_the_window_and_not_with_the_row():
@@ -99,11 +99,11 @@ def test_cost_grows_with_the_window_and_not_with_the_row():
 def test_what_a_kernel_cannot_do_is_refused():
     parts, places = arrays(), LAYOUTS["causal"]
     with pytest.raises(UserError, match=r"Sliding needs a window; give pattern=Pattern\(window=512\)"):
-        attend(*parts, places, kernel=Sliding())
+        attended(*parts, places, kernel=Sliding())
     with pytest.raises(UserError, match="the block layout has 1 rows, but a row of tokens may hold 10 blocks"):
-        attend(*parts, places, kernel=BlockSparse(Given(((0,),)), size=4))
+        attended(*parts, places, kernel=BlockSparse(Given(((0,),)), size=4))
     with pytest.raises(UserError, match="must be an odd number of blocks, such as 3; got 2"):
-        attend(*parts, places, kernel=BlockSparse(BigBird(window=2)))
+        attended(*parts, places, kernel=BlockSparse(BigBird(window=2)))
 
 
 def test_how_far_a_row_looks_ahead():

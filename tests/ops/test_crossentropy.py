@@ -56,7 +56,7 @@ def slopes(function, parts, target, how):
     return jax.jit(jax.grad(lambda parts: how(*function(*parts, target)[:2])))(parts)
 
 
-def close(got, expected, tolerance=1e-5):
+def assert_close(got, expected, tolerance=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, expected)
 
 
@@ -69,9 +69,9 @@ def test_every_execution_is_the_formula_whatever_gradient_flows_into_each_place(
         return jnp.sum(mix()[0] * nll + mix()[1] * log_z**2)
 
     expected = formula(*parts, target, form)
-    close(jax.jit(ours(execution, form))(*parts, target), expected)
+    assert_close(jax.jit(ours(execution, form))(*parts, target), expected)
     found = slopes(ours(execution, form), parts, target, how)
-    close(found, slopes(lambda *a: formula(*a, form), parts, target, how))
+    assert_close(found, slopes(lambda *a: formula(*a, form), parts, target, how))
     assert not np.any(found[0][0, :2]), "places without a target have no gradient"
     assert not np.any(found[1][form.vocab :]), "nor does the padding of the table"
 
@@ -89,7 +89,7 @@ def test_gradients_made_in_the_forward_pass_are_those_of_the_weighted_mean(asked
     expected = slopes(lambda *a: formula(*a, form), parts, target, how)
     for foreseen in (0.0, 1e-2):
         execution = GradientInForward(places=7, z_loss=foreseen)
-        close(slopes(ours(execution, form, weight), parts, target, how), expected)
+        assert_close(slopes(ours(execution, form, weight), parts, target, how), expected)
 
 
 def test_what_each_execution_costs():
@@ -152,7 +152,7 @@ def test_split_over_devices_the_loss_is_that_of_one(execution, layout):
         rows, words = layout.batch_sharding(mesh), jax.NamedSharding(mesh, jax.P("tensor"))
         placed = tuple(map(jax.device_put, (x, table, bias), (rows, words, words)))
         got = jax.jit(run)(placed, jax.device_put(target, rows))
-    close(got, expected)
+    assert_close(got, expected)
 
 
 def test_of_equal_scores_the_first_is_the_guess():

@@ -40,13 +40,13 @@ def step(function):
     return jax.jit(jax.value_and_grad(lambda *a: (jnp.sum(weight * function(*a)), function(*a)), has_aux=True))
 
 
-def close(got, expected):
+def assert_close(got, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
 
 
 def test_in_chunks_it_is_the_formula():
     ours, theirs = inputs()
-    close(step(chunked)(ours, theirs), step(formula)(ours, theirs))
+    assert_close(step(chunked)(ours, theirs), step(formula)(ours, theirs))
 
 
 def test_no_gradient_reaches_the_teacher():
@@ -60,7 +60,7 @@ def test_split_over_devices_it_is_that_of_one(layout):
     ours, theirs = inputs()
     expected = step(formula)(ours, theirs)
     with layout.use(layout.mesh()):
-        close(step(chunked)(ours, theirs), expected)
+        assert_close(step(chunked)(ours, theirs), expected)
 
 
 def test_vocabularies_of_two_sizes_are_refused():

@@ -91,7 +91,7 @@ def gradients(loss, inputs, relation, execution):
     return compiled(loss, execution)(*inputs, relation)
 
 
-def close(got, expected, tolerance=1e-5):
+def assert_close(got, expected, tolerance=1e-5):
     """Every leaf within `tolerance` of the largest entry of what is expected."""
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -141,7 +141,7 @@ def test_chunks_of_any_size_equal_the_full_form(loss, case):
     inputs, related = embeddings(), relation(case)
     expected = gradients(loss, inputs, related, Full())
     for pairs in (1, ROWS * 5, ROWS * ROWS):  # row by row; a ragged last chunk; all at once
-        close(gradients(loss, inputs, related, Chunked(pairs)), expected)
+        assert_close(gradients(loss, inputs, related, Chunked(pairs)), expected)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=["softmax", "sigmoid"])
@@ -152,8 +152,8 @@ def test_the_ring_equals_the_full_form(layout, loss):
         inputs, related = embeddings(), relation(case)
         expected = gradients(loss, inputs, related, Full())
         with layout.use(layout.mesh()):
-            close(gradients(loss, inputs, related, Automatic()), expected)
-            close(gradients(loss, inputs, related, Ring(pairs=6)), expected)
+            assert_close(gradients(loss, inputs, related, Automatic()), expected)
+            assert_close(gradients(loss, inputs, related, Ring(pairs=6)), expected)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=["softmax", "sigmoid"])
@@ -164,7 +164,7 @@ def test_what_is_absent_has_no_gradient_even_when_it_is_nan(loss, execution):
     (_, expected), slopes = gradients(loss, (left, right, scale, bias), related, execution)
     broken = jnp.where(related.left[:, None], left, jnp.nan), jnp.where(related.right[:, None], right, jnp.nan)
     (_, pairs), again = gradients(loss, (*broken, scale, bias), related, execution)
-    close((pairs, again), (expected, slopes), 0)
+    assert_close((pairs, again), (expected, slopes), 0)
     assert not np.any(np.asarray(again[0])[~np.asarray(related.left)])
     assert not np.any(np.asarray(again[1])[~np.asarray(related.right)])
 
@@ -185,7 +185,7 @@ def test_the_order_of_rows_does_not_matter(loss):
     _, slopes = gradients(loss, (left, right, scale, bias), related, Chunked(ROWS * 5))
     moved = jax.tree.map(lambda x: x[order], related)
     _, again = gradients(loss, (left[order], right[order], scale, bias), moved, Chunked(ROWS * 5))
-    close(again, (slopes[0][order], slopes[1][order], *slopes[2:]))
+    assert_close(again, (slopes[0][order], slopes[1][order], *slopes[2:]))
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=["softmax", "sigmoid"])
@@ -196,8 +196,8 @@ def test_bfloat16_embeddings_are_summed_in_float32(loss):
     (expected, _), reference = gradients(loss, exact, relation("uneven"), Full())
     assert slopes[0].dtype == slopes[1].dtype == jnp.bfloat16 and value.dtype == jnp.float32
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    close(slopes[:2], reference[:2], 2**-8)  # one rounding to bfloat16 at the end
-    close(slopes[2:], reference[2:])
+    assert_close(slopes[:2], reference[:2], 2**-8)  # one rounding to bfloat16 at the end
+    assert_close(slopes[2:], reference[2:])
 
 
 @pytest.mark.parametrize("scale", [0.01, 100.0, 1e4])
@@ -206,7 +206,7 @@ def test_extreme_temperatures_stay_finite_and_equal(scale):
     inputs = left, right, jnp.float32(scale), bias
     expected = gradients(Softmax(), inputs, relation("uneven"), Full())
     known = max(1e-5, scale * np.finfo(np.float32).eps)  # a logit of 1e4 is itself known to 1e-3 in float32
-    close(gradients(Softmax(), inputs, relation("uneven"), Chunked(ROWS * 5)), expected, known)
+    assert_close(gradients(Softmax(), inputs, relation("uneven"), Chunked(ROWS * 5)), expected, known)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(expected))
 
 
@@ -229,8 +229,8 @@ def test_the_ring_composes_with_a_model_on_both_sides(loss):
     expected = jax.grad(lambda kernel: value(model(kernel), Full()))(kernel)
     layout = Layout(data=2, fsdp=2, tensor=2)
     with layout.use(layout.mesh()):
-        close(jax.jit(in_two_steps)(kernel), expected)
-        close(jax.jit(jax.grad(lambda kernel: value(model(kernel), Ring())))(kernel), expected)
+        assert_close(jax.jit(in_two_steps)(kernel), expected)
+        assert_close(jax.jit(jax.grad(lambda kernel: value(model(kernel), Ring())))(kernel), expected)
 
 
 def compiled_ring(loss, devices, rows):

@@ -64,9 +64,9 @@ def test_grid_rotary_knows_rows_from_columns():
 
 def test_jitter_of_nothing_is_the_identity_and_fills_with_white():
     batch = Batch.fake(Batch.spec(4, image=(2, 8, 8)), 0)
-    still = Jitter(shift=0, zoom=(1, 1))(jax.random.key(0), batch)
+    still = jax.jit(Jitter(shift=0, zoom=(1, 1)))(jax.random.key(0), batch)
     np.testing.assert_array_equal(still.image.pixels, batch.image.pixels)
-    small = Jitter(shift=0, zoom=(0.5, 0.5))(jax.random.key(0), batch)
+    small = jax.jit(Jitter(shift=0, zoom=(0.5, 0.5)))(jax.random.key(0), batch)
     assert np.all(small.image.pixels[:, :, 0] == 255) and not np.all(small.image.pixels[:, :, 4] == 255)
 
 
@@ -75,7 +75,7 @@ def test_jitter_differs_by_picture_and_repeats_by_key():
     same = batch.replace(
         image=type(batch.image)(np.repeat(batch.image.pixels[:1], 2, 0), batch.image.valid, batch.image.segment)
     )
-    one, two = (Jitter()(jax.random.key(3), same).image.pixels for _ in range(2))
+    one, two = (jax.jit(Jitter())(jax.random.key(3), same).image.pixels for _ in range(2))
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one[0], one[1])
 

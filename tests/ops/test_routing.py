@@ -33,8 +33,11 @@ GROUP, REAL = rng.integers(0, G, (B, T)), rng.random((B, T)) < 0.7
 CHOICE = np.argsort(-LOGITS, axis=-1)[..., :K]
 
 
+_load = jax.jit(Load.of, static_argnums=3)
+
+
 def load(rows=slice(None), logits=LOGITS) -> Load:
-    return Load.of(*(jnp.asarray(x[rows]) for x in (logits, CHOICE, GROUP)), G, jnp.asarray(REAL[rows]))
+    return _load(logits[rows], CHOICE[rows], GROUP[rows], G, REAL[rows])
 
 
 def test_balance_and_z_are_the_published_formulas():
@@ -62,7 +65,7 @@ def test_even_use_costs_one_and_one_busy_expert_costs_as_many_as_there_are():
 
 
 def test_the_gradient_of_balance_pushes_down_what_is_chosen_too_often():
-    gradient = jax.grad(lambda bias: load(logits=LOGITS + bias).balance().value)(jnp.zeros(E))
+    gradient = jax.jit(jax.grad(lambda bias: load(logits=LOGITS + bias).balance().value))(jnp.zeros(E))
     chosen = np.bincount(CHOICE[REAL].ravel(), minlength=E)
     assert gradient[chosen.argmax()] > 0 > gradient[chosen.argmin()]
 

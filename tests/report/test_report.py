@@ -66,7 +66,7 @@ def results():
     class Context:
         step = 3
 
-        def outputs(self, data):
+        def outputs(self, data, *names):
             raise AssertionError
 
     import mmjax.evals.retrieval as module

@@ -203,9 +203,10 @@ def test_another_machine_is_refused_while_it_shows_signs_of_life(tmp_path, capsy
 
 @pytest.mark.parametrize("text", ["", "{torn", "[]", '{"pid": 3}'])
 def test_a_torn_lock_holds_nobody(tmp_path, text):
-    (tmp_path / ".mmjax.lock").write_text(text)
+    lock = tmp_path / ".mmjax.lock"
+    lock.write_text(text)
     with Supervisor(tmp_path):
-        pass
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
 def test_a_strangers_folder_is_refused_and_left_as_it_is(tmp_path, capsys):
