@@ -6,7 +6,8 @@
     mmjax train experiments/emoji_stages.py stage=instruct --run runs/stages/instruct    all of it answers questions
 
 As in LLaVA (arXiv 2304.08485, section 4.2): align trains the projector alone, on names of pictures; instruct trains
-everything. Was run for some dozens of steps, which show that the stages fit together, not what they are worth.
+everything. The first three were run for some dozens of steps, the last for seven: they fit together; what they are
+worth is not known.
 """
 
 from __future__ import annotations
