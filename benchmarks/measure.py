@@ -121,8 +121,10 @@ def interleave(sides: Mapping[str, Sequence[str]], rounds: int, threads: int) ->
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for number in range(rounds):
         for name, command in sides.items():
-            print(f"  round {number + 1} of {rounds}, {threads} thread{'s' * (threads > 1)}: {name}", file=sys.stderr)
+            turn = f"  round {number + 1} of {rounds}, {threads} thread{'s' * (threads > 1)}: {name}"
+            print(turn, end=" ", file=sys.stderr, flush=True)
             found[name].append(run_once(command, threads))
+            print(f"{min(found[name][-1]['wall_s']):.4g} s", file=sys.stderr)
     return {name: Timing.of(each) for name, each in found.items()}
 
 

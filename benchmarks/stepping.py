@@ -14,9 +14,9 @@ import optax
 from benchmarks.measure import Timing, hand_over, peak_mib, time_calls
 from mmjax.core.allocator import keep_pages
 from mmjax.core.batch import Batch
+from mmjax.core.compilation import executable
 from mmjax.core.parameters import unbox
 from mmjax.core.pytrees import flatten_names
-from mmjax.training.compilation import executable
 from mmjax.training.experiment import Experiment, weighted
 from mmjax.training.guard import NoGuard
 from mmjax.training.optim import adamw

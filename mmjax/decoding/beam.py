@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.core.batch import Batch
+from mmjax.core.compilation import TOKENS, Jitted
 from mmjax.core.errors import UserError
 from mmjax.core.pytrees import record
 from mmjax.decoding.constraints import Constraint, Free
@@ -86,11 +87,11 @@ def beam(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("fixed", "rules"))
+@functools.partial(Jitted, options=TOKENS, static_argnames=("fixed", "rules"))
 def _beam(fixed: Fixed, params: Any, batch: Batch, constraint: Constraint, rules: _Rules) -> Hypotheses:
     model, params = fixed.with_parameters(params)
     text, rows, width = batch.text, batch.text.ids.shape[0], rules.width
-    logits, state = start(model, params, batch, rules.steps)
+    logits, state = start(model, params, batch, rules.steps, abreast=width)
     memo = constraint.begin(text.ids, (text.segment > 0) & (text.slot < 0))
     spread = jnp.repeat(jnp.arange(rows), width)
     none = jnp.full((rows, width, rules.steps), -1), jnp.zeros((rows, width, rules.steps))

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.core.batch import Batch
+from mmjax.core.compilation import TOKENS, Jitted
 from mmjax.core.pytrees import record, static
 from mmjax.decoding.constraints import Constraint, Free
 from mmjax.decoding.samplers import Greedy, Sampler
@@ -113,7 +114,7 @@ def row_keys(rng: int | Array, rows: int) -> Array:
     return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
-@functools.partial(jax.jit, static_argnames=("fixed", "steps"))
+@functools.partial(Jitted, options=TOKENS, static_argnames=("fixed", "steps"))
 def _generate(fixed: Fixed, params: Any, batch: Batch, policy: Policy, keys: Array, steps: int) -> Generated:
     model, params = fixed.with_parameters(params)
     turn = Turn.first(model, params, batch, policy, keys, room=steps)
@@ -156,11 +157,11 @@ def stream(
             turn = _next(Fixed(model), params, policy, turn)
 
 
-@functools.partial(jax.jit, static_argnames=("fixed", "steps"))
+@functools.partial(Jitted, options=TOKENS, static_argnames=("fixed", "steps"))
 def _first(fixed: Fixed, params: Any, batch: Batch, policy: Policy, keys: Array, steps: int) -> Turn:
     return Turn.first(*fixed.with_parameters(params), batch, policy, keys, room=steps)
 
 
-@functools.partial(jax.jit, static_argnames="fixed", donate_argnames="turn")
+@functools.partial(Jitted, options=TOKENS, static_argnames="fixed", donate_argnames="turn")
 def _next(fixed: Fixed, params: Any, policy: Policy, turn: Turn) -> Turn:
     return turn.next(*fixed.with_parameters(params), policy)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.core.batch import Batch
+from mmjax.core.compilation import TOKENS, Jitted
 from mmjax.core.errors import UserError
 from mmjax.core.pytrees import record
 from mmjax.decoding.generate import Generated, ends
@@ -63,7 +64,7 @@ def speculate(
     return _speculate(models, (params, draft_params), batches, steps, guesses, tuple(end))
 
 
-@functools.partial(jax.jit, static_argnames=("models", "steps", "guesses", "end"))
+@functools.partial(Jitted, options=TOKENS, static_argnames=("models", "steps", "guesses", "end"))
 def _speculate(
     models: tuple[Fixed, Fixed],
     params: tuple[Any, Any],
@@ -74,7 +75,7 @@ def _speculate(
 ) -> Speculated:
     (large, large_params), (small, small_params) = map(Fixed.with_parameters, models, params)
     room = steps + guesses + 1
-    logits, state = start(large, large_params, batches[0], room, slack=guesses)
+    logits, state = start(large, large_params, batches[0], room, slack=guesses, abreast=guesses + 1)
     last, log_prob = _likeliest(logits)
     rows = last.shape[0]
     ids = jnp.full((rows, room), -1, jnp.int32).at[:, 0].set(last)

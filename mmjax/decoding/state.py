@@ -24,7 +24,8 @@ from mmjax.core.parameters import unbox
 from mmjax.core.pytrees import record
 from mmjax.core.tokens import Live, Places, Tokens
 from mmjax.nn.cache import CACHE, FRESH, MEMORY, opened, regrouped, written
-from mmjax.nn.stack import apart, at, called, placed
+from mmjax.nn.linear import Linear
+from mmjax.nn.stack import Stack, apart, at, called, placed
 
 SMALLEST = 16  # tokens of the smallest bucket
 
@@ -81,14 +82,21 @@ class State:
         )
 
 
-def start(model: nn.Module, params: Any, batch: Batch, room: int, slack: int = 0) -> tuple[Float[Array, "B V"], State]:
-    """Logits of what follows each prompt, and the state with `room` slots for more. slack: see `nn.cache.opened`."""
+def start(
+    model: nn.Module, params: Any, batch: Batch, room: int, slack: int = 0, abreast: int = 1
+) -> tuple[Float[Array, "B V"], State]:
+    """Logits of what follows each prompt, and the state with `room` slots for more. slack: see `nn.cache.opened`.
+    abreast: how many ids each row will go on with at once."""
     variables = {"params": params}
     fused = model.apply(variables, batch, method="fuse")
-    with called() as stacks:
+    with called(Stack) as stacks, called(Linear) as linears:
         logits, made = model.apply(variables, fused, method="prefill", mutable=[FRESH, MEMORY])
     layers = {}
     if jax.default_backend() == "cpu":  # XLA:CPU copies a layer out of its stack: 3 times the bytes at every token
+        if batch.rows * abreast > 1:
+            for path, linear in linears.items():
+                if its := at(params, path):  # nothing where a wrapper shares the scope of what it wraps
+                    params = placed(params, path, linear.turned(its))
         layers = {path: apart(at(params, path)) for path in stacks}
         for path in stacks:
             made = {kind: placed(tree, path, apart(at(tree, path))) for kind, tree in made.items()}
@@ -111,8 +119,9 @@ def advance(model: nn.Module, params: Any, state: State, ids: Int[Array, "B n"])
     for path, layers in state.layers.items():
         params = placed(params, path, layers)
     variables = {"params": params, CACHE: state.cache, MEMORY: state.kept}
-    logits, made = model.apply(variables, ids, live, state.memory, method="step", mutable=[FRESH])
-    cache = written(state.cache, made.get(FRESH, {}), state.cursor)
+    mutable = [FRESH, CACHE] if state.layers else [FRESH]
+    logits, made = model.apply(variables, ids, live, state.memory, method="step", mutable=mutable)
+    cache = written(made.get(CACHE, state.cache), made.get(FRESH, {}), state.cursor)
     last = jax.tree.map(lambda x: x[:, -1:], now)
     return logits, dataclasses.replace(state, cache=cache, slots=slots, last=last, cursor=state.cursor + ids.shape[1])
 

@@ -2,7 +2,8 @@
 
 GPT-2 (Radford et al. 2019), Llama 2 (arXiv 2307.09288), Llama 3 (arXiv 2407.21783), Gemma (arXiv 2403.08295), Gemma 2
 (arXiv 2408.00118), Qwen2 (arXiv 2407.10671), Qwen2-VL (arXiv 2409.12191), Qwen3 (arXiv 2505.09388), OPT (arXiv
-2205.01068), Chinchilla's 1.4B as in Flamingo (arXiv 2204.14198; rotary for its relative positions).
+2205.01068), SmolLM (arXiv 2502.02737), Chinchilla's 1.4B as in Flamingo (arXiv 2204.14198; rotary for its relative
+positions).
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ DECODER_SIZES = {
     "llama2-7b": _llama(4096, 32, 11008, 32),
     "llama2-13b": _llama(5120, 40, 13824, 40),
     "llama3-8b": _llama(4096, 32, 14336, 32, 8, rotary=Rotary(5e5)),
+    "smollm-135m": _llama(576, 30, 1536, 9, 3, tied=True),
     "gemma-2b": _gemma(2048, 18, 16384, 8, 1),
     "gemma-7b": _gemma(3072, 28, 24576, 16, 16),
     "gemma2-2b": _gemma2(2304, 26, 9216, 8, 4),

@@ -101,19 +101,20 @@ Path = tuple[str, ...]
 
 
 @contextlib.contextmanager
-def called() -> Iterator[list[Path]]:
-    """Where among the variables the stacks lie that are called inside of this context; of nested ones the outer."""
-    paths: list[Path] = []
+def called(kind: type[nn.Module]) -> Iterator[dict[Path, nn.Module]]:
+    """The modules of a kind that are called inside of this context, by where their variables lie; of nested ones the
+    outer."""
+    found: dict[Path, nn.Module] = {}
 
     def note(function: Callable[..., Any], given: Any, named: Any, context: Any) -> Any:
-        stack, path = context.module, context.module.path
-        known = any(path[: len(other)] == other for other in paths)
-        if isinstance(stack, Stack) and stack.depth and context.method_name == "__call__" and not known:
-            paths.append(path)
+        path = context.module.path
+        known = any(path[: len(other)] == other for other in found)
+        if isinstance(context.module, kind) and context.method_name == "__call__" and not known:
+            found[path] = context.module
         return function(*given, **named)
 
     with nn.intercept_methods(note):
-        yield paths
+        yield found
 
 
 def at(variables: Mapping[str, Any], path: Path) -> Mapping[str, Any]:

@@ -14,13 +14,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.core import faults
 from mmjax.core.batch import Batch
+from mmjax.core.compilation import executable
 from mmjax.core.errors import DataError
 from mmjax.core.layout import Layout
 from mmjax.core.protocols import Data, specs_of
 from mmjax.training import records, recovery
 from mmjax.training.check import check
 from mmjax.training.checkpoints import CheckpointStore
-from mmjax.training.compilation import executable
 from mmjax.training.experiment import Experiment
 from mmjax.training.optim import Update
 from mmjax.training.session import Session, Unsupervised

@@ -10,6 +10,7 @@ from mmjax.core.tokens import Places, Tokens
 from mmjax.decoding.state import Fixed, advance, asked, start
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block, Chain
+from mmjax.nn.linear import TURNED, Linear
 from mmjax.nn.stack import Stack, apart, at, called, placed
 from tests.decoding.conftest import rows_of
 from tests.drawn import drawn
@@ -25,14 +26,18 @@ PATHS = {"two": [("blocks_0",), ("blocks_1",)]}
 
 
 @pytest.mark.parametrize("name", STACKS)
-def test_layers_that_lie_apart_say_what_the_stack_says(name):
+def test_layers_that_lie_apart_with_turned_kernels_say_what_the_stack_says(name):
     model, rng = STACKS[name], np.random.default_rng(0)
     x, memory = (jnp.asarray(rng.normal(size=(2, length, 8)), jnp.float32) for length in (5, 3))
     given = x, Places.all_of("text", 2, 5).causal(), Tokens(memory, Places.all_of("image", 2, 3))
     params = drawn(model, *given)["params"]
-    with called() as paths:
+    with called(Stack) as paths, called(Linear) as linears:
         whole = model.apply({"params": params}, *given)
-    assert paths == PATHS.get(name, [()])
+    assert list(paths) == PATHS.get(name, [()])
+    for path, linear in linears.items():
+        before = at(params, path)
+        params = placed(params, path, linear.turned(before))
+        assert {*at(params, path)} == {*before} - {"kernel"} | {TURNED}
     for path in paths:
         stacked = at(params, path)
         params = placed(params, path, apart(stacked))
