@@ -72,7 +72,7 @@ class State:
         """Other rows: row i goes on from what `rows[i]` was."""
         take = lambda tree: jax.tree.map(lambda x: jnp.take(x, rows, axis=0), tree)  # noqa: E731
         return State(
-            regrouped(self.cache, rows),
+            _folded(regrouped(_unfolded(self.cache), rows)),
             regrouped(self.kept, rows),
             take(self.memory),
             take(self.slots),
@@ -105,7 +105,7 @@ def start(
     last = jax.tree.map(lambda x: x[:, -1:], fused.row.places)
     last = last.replace(modality=jnp.full_like(last.modality, MODALITIES.index("text")))
     cache, kept = opened(made.get(FRESH, {}), length + room, slack), made.get(MEMORY, {})
-    return logits, State(cache, kept, fused.memory, slots, last, jnp.array(length, jnp.int32), layers)
+    return logits, State(_folded(cache), kept, fused.memory, slots, last, jnp.array(length, jnp.int32), layers)
 
 
 def advance(model: nn.Module, params: Any, state: State, ids: Int[Array, "B n"]) -> tuple[Float[Array, "B n V"], State]:
@@ -118,12 +118,21 @@ def advance(model: nn.Module, params: Any, state: State, ids: Int[Array, "B n"])
     live = Live(now.valid, now.block, now.segment, now.position, now.modality, slots, state.cursor)
     for path, layers in state.layers.items():
         params = placed(params, path, layers)
-    variables = {"params": params, CACHE: state.cache, MEMORY: state.kept}
-    mutable = [FRESH, CACHE] if state.layers else [FRESH]
-    logits, made = model.apply(variables, ids, live, state.memory, method="step", mutable=mutable)
-    cache = written(made.get(CACHE, state.cache), made.get(FRESH, {}), state.cursor)
+    variables = {"params": params, CACHE: _unfolded(state.cache), MEMORY: state.kept}
+    logits, made = model.apply(variables, ids, live, state.memory, method="step", mutable=[FRESH])
+    cache = _folded(written(variables[CACHE], made.get(FRESH, {}), state.cursor))
     last = jax.tree.map(lambda x: x[:, -1:], now)
     return logits, dataclasses.replace(state, cache=cache, slots=slots, last=last, cursor=state.cursor + ids.shape[1])
+
+
+def _folded(cache: Any) -> Any:
+    """[1 G S K] -> [G S K], where layers lie apart: of a row alone, XLA:CPU would write the cache twice at every token,
+    once for attention and once for the next token."""
+    return jax.tree.map(lambda x: x[0] if x.ndim == 4 and x.shape[0] == 1 else x, cache)
+
+
+def _unfolded(cache: Any) -> Any:
+    return jax.tree.map(lambda x: x[None] if x.ndim == 3 else x, cache)
 
 
 def asked(model: nn.Module, batch: Batch, steps: int) -> Batch:

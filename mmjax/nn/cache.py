@@ -10,12 +10,10 @@ Three Linen collections, and no bookkeeping inside of layers:
 Prefill is a call with `mutable=["fresh", "memory"]`, from whose fresh keys `opened` makes the cache. Each step is a
 call with the cache and `mutable=["fresh"]`, after which `written` puts the fresh keys into it. So the cache does not
 pass through the scan over layers, which would copy it: T slots are written, in place where the step is in a loop.
-Where layers lie apart, "cache" may be mutable too: attention layers then write into it themselves, once.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -55,15 +53,12 @@ def recall(
     layer: nn.Module, key: Float[Array, "B G T K"], value: Float[Array, "B G T K"], places: Places, window: int | None
 ) -> tuple[Array, Array, Places]:
     """Keys, values and their places that self-attention looks at: those given, after those that `layer` keeps."""
-    fresh, cached = Kept(key, value, window), layer.has_variable(CACHE, "kept")
-    itself = cached and layer.is_mutable_collection(CACHE)
-    if layer.is_mutable_collection(FRESH) and not itself and not layer.is_initializing():
+    fresh = Kept(key, value, window)
+    if layer.is_mutable_collection(FRESH) and not layer.is_initializing():
         layer.put_variable(FRESH, "kept", fresh)
-    if not cached:
+    if not layer.has_variable(CACHE, "kept"):
         return key, value, places
     kept = _put(layer.get_variable(CACHE, "kept"), fresh, places.cursor)
-    if itself:
-        layer.put_variable(CACHE, "kept", kept)
     return kept.key, kept.value, _ring_places(places, kept.size, key.shape[2])
 
 
@@ -94,10 +89,8 @@ def opened(fresh: Any, slots: int, slack: int = 0) -> Any:
 
 
 def written(cache: Any, fresh: Any, cursor: Int[Array, ""]) -> Any:
-    """The cache after a call whose tokens stand in the slots from `cursor` on; what is not fresh stays."""
-    if isinstance(cache, Kept):
-        return _put(cache, fresh, cursor)
-    return {name: written(kept, fresh[name], cursor) if name in fresh else kept for name, kept in cache.items()}
+    """The cache after a call whose tokens stand in the slots from `cursor` on."""
+    return _map(lambda kept, new: _put(kept, new, cursor), cache, fresh)
 
 
 def regrouped(cache: Any, rows: Int[Array, " R"]) -> Any:
@@ -122,9 +115,7 @@ def _put(kept: Kept, fresh: Kept, cursor: Int[Array, ""]) -> Kept:
 
     def put(old: Array, new: Array) -> Array:
         if count == 1:
-            # Of three dimensions: a row of its own (B = 1) XLA:CPU would write twice, for attention and for the cache.
-            flat = [x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:]) for x in (old, new.astype(old.dtype))]
-            return jax.lax.dynamic_update_slice_in_dim(*flat, cursor % kept.size, 1).reshape(old.shape)
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cursor % kept.size, old.ndim - 2)
         return old.at[..., (cursor + jnp.arange(count)) % kept.size, :].set(new.astype(old.dtype))
 
     return kept.map(put, fresh)
