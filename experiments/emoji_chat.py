@@ -58,7 +58,7 @@ OF_QUESTION = ("kind", "language", "picture", "style", "tone", "gender", "concep
 
 
 def experiment(
-    width: int = 128, depth: int = 2, batch: int = 256, spoken: int = 40, judged: int = 32, steps: int = 900
+    width: int = 128, depth: int = 2, batch: int = 256, spoken: int = 40, judged: int = 32, steps: int = 700
 ) -> Experiment:
     """width, depth: of the decoder; batch: pictures per step that meet captions; spoken: pictures that are asked about;
     judged: of the former, those whose captions are held against other pictures."""
@@ -86,7 +86,7 @@ def experiment(
             decoder=Decoder(
                 TokenEmbedding(words.size, width),
                 Stack(_block(width), depth, KeepAll()),
-                Language(words.size, scored=0.4),
+                Language(words.size, scored=0.36),
             ),
             image=towers.model.image.encoder,
             pool=towers.model.image.pool,
@@ -120,7 +120,7 @@ def _block(width: int) -> Block:
 PLAN = """\
 mmjax demo: a model that finds pictures by words in 14 languages, and names them and answers questions in 4.
   1. draws 3,773 emoji by three artists and learns a vocabulary                      about 40 s, once
-  2. trains on two of the artists: contrastive, matching and language objectives     8 to 14 min on 2 cores
+  2. trains on two of the artists: contrastive, matching and language objectives     7 to 9 min on 2 cores
   3. evaluates on concepts, compositions and a style it has never seen               about 1 min
   4. writes a page with pictures, captions, answers, curves and tables
 Stop it whenever you like: the same command goes on where it stopped."""
