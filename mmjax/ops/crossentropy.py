@@ -106,9 +106,32 @@ def _dense(form: Form, x: Array, words: Words, target: Array) -> Scores:
     z = form.scores(x, words)
     if form.vocab < z.shape[-1]:
         z = jnp.where(jnp.arange(z.shape[-1]) < form.vocab, z, -jnp.inf)
-    log_z = jax.nn.logsumexp(z, axis=-1)
-    at = jnp.take_along_axis(z, jnp.maximum(target, 0)[..., None], axis=-1, mode="clip")[..., 0]
-    return _told(form, target, log_z, at, _first_best(z, jnp.max(z, axis=-1), jnp.arange(z.shape[-1])))
+    known = jnp.maximum(target, 0)
+    log_z, at = _sum_and_score(z, known)
+    before = jnp.arange(z.shape[-1]) < known[..., None]
+    best = (at == jnp.max(z, axis=-1)) & (jnp.max(jnp.where(before, z, -jnp.inf), axis=-1) < at)
+    return _told(form, target, log_z, at, jnp.where(best, target, -1))
+
+
+@jax.custom_vjp
+def _sum_and_score(z: Float[Array, "*n V"], index: Int[Array, "*n"]) -> tuple[Array, Array]:
+    """log of the sum of exp(z), and z at `index`. Their gradient is one loop over the scores; by itself, that of the
+    latter would be a second array of their size."""
+    return jax.nn.logsumexp(z, axis=-1), jnp.take_along_axis(z, index[..., None], axis=-1, mode="clip")[..., 0]
+
+
+def _sum_and_score_forward(z: Array, index: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+    log_z, at = _sum_and_score(z, index)
+    return (log_z, at), (z, index, log_z)
+
+
+def _sum_and_score_backward(kept: tuple[Array, Array, Array], slopes: tuple[Array, Array]) -> tuple[Array, None]:
+    (z, index, log_z), (of_sum, of_score) = kept, (slope[..., None] for slope in slopes)
+    here = jnp.arange(z.shape[-1]) == jnp.minimum(index, z.shape[-1] - 1)[..., None]
+    return of_sum * jnp.exp(z - log_z[..., None]) + jnp.where(here, of_score, 0.0), None
+
+
+_sum_and_score.defvjp(_sum_and_score_forward, _sum_and_score_backward)
 
 
 def _first_best(z: Float[Array, "*n C"], top: Float[Array, "*n"], number: Int[Array, " C"]) -> Int[Array, "*n"]:

@@ -122,7 +122,7 @@ def test_recompute_holds_a_chunk_of_the_scores_at_a_time():
         return compiled.memory_analysis().temp_size_in_bytes
 
     every_score = 1024 * 32_000 * 4
-    assert temporary(Dense()) > every_score
+    assert every_score <= temporary(Dense()) < 1.01 * every_score  # once, its gradient in its place
     assert temporary(Recompute(1024)) < every_score / 8
     assert temporary(GradientInForward(64)) < every_score / 4
 
