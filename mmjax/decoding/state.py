@@ -24,7 +24,7 @@ from mmjax.core.parameters import unbox
 from mmjax.core.pytrees import record
 from mmjax.core.tokens import Live, Places, Tokens
 from mmjax.nn.cache import CACHE, FRESH, MEMORY, opened, regrouped, written
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import FEW, Linear
 from mmjax.nn.stack import Stack, apart, at, called, placed
 
 SMALLEST = 16  # tokens of the smallest bucket
@@ -93,7 +93,7 @@ def start(
         logits, made = model.apply(variables, fused, method="prefill", mutable=[FRESH, MEMORY])
     layers = {}
     if jax.default_backend() == "cpu":  # XLA:CPU copies a layer out of its stack: 3 times the bytes at every token
-        if batch.rows * abreast > 1:
+        if 1 < batch.rows * abreast <= FEW:
             for path, linear in linears.items():
                 if its := at(params, path):  # nothing where a wrapper shares the scope of what it wraps
                     params = placed(params, path, linear.turned(its))

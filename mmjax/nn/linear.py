@@ -26,6 +26,7 @@ LETTERS = {
 """What each letter of a kernel means; a capital is a second dimension of the same kind (`dD` is width to width)."""
 
 TURNED = "turned"
+FEW = 64  # rows up to which a product with the kernel first pays
 
 
 class Linear(nn.Module):
