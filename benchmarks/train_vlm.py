@@ -14,7 +14,7 @@ from mmjax.fusion.early import Interleave
 from mmjax.heads.language import Language
 from mmjax.models.decoder import Decoder, Sense
 from mmjax.nn.decoder_sizes import decoder_size
-from mmjax.nn.stack import KeepAll, Stack
+from mmjax.nn.stack import Stack
 from mmjax.objectives.language import Language as PredictNext
 from mmjax.training.experiment import Experiment
 
@@ -30,7 +30,7 @@ def small() -> Experiment:
     model = Decoder.of(
         "S",
         VOCAB,
-        stack=Stack(shape.block(), DEPTH, KeepAll()),  # as the peer does
+        stack=Stack(shape.block(), DEPTH),
         head=Language(VOCAB, scored=ANSWER / LENGTH),
         media={"image": Sense(ViT.of(f"Ti/{PATCH}", RESOLUTION), MLP(shape.width))},
         fusion=Interleave(),
