@@ -13,7 +13,24 @@ os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from tests.golden.refresh import write_pictures  # noqa: E402
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session")
+def user(tmp_path_factory) -> pathlib.Path:
+    """Where a user's pictures lie."""
+    folder = tmp_path_factory.mktemp("home")
+    write_pictures(folder / "my_pictures")
+    return folder
+
+
+@pytest.fixture
+def at_home(user, monkeypatch) -> None:
+    """Experiments are called there."""
+    monkeypatch.chdir(user)

@@ -24,7 +24,7 @@ from mmjax.training.check import check
 from mmjax.training.experiment import Experiment
 from tests.experiments.toys import FEW, first_step
 from tests.experiments.toys import TOY as FULL_SIZE
-from tests.golden.refresh import EXPERIMENTS, FOLDER, resolved, write_pictures
+from tests.golden.refresh import EXPERIMENTS, FOLDER, resolved
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ("mmjax", "data_pipelines", "experiments", "benchmarks")
@@ -198,19 +198,7 @@ TOY: dict[str, dict[str, str]] = {
 
 LARGE = dict.fromkeys(("siglip_b16", "clip_l14", *FULL_SIZE), FEW)
 
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> pathlib.Path:
-    """Where a user's pictures lie."""
-    folder = tmp_path_factory.mktemp("home")
-    write_pictures(folder / "my_pictures")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def at_home(home, monkeypatch):
-    """Experiments are called there."""
-    monkeypatch.chdir(home)
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def module_of(name: str):

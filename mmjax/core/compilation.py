@@ -32,12 +32,16 @@ TOKENS: Options = {
 
 def executable(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
     """Compiles a `lowered` step for `platform`."""
+    return _with_what_is_known(lambda options: lowered.compile(compiler_options=options), STEPS.get(platform))
+
+
+def _with_what_is_known(build: Callable[[Mapping[str, str] | None], Any], options: Mapping[str, str] | None) -> Any:
     try:
-        return lowered.compile(compiler_options=STEPS.get(platform))
+        return build(options)
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise
-        return lowered.compile()
+        return build(None)
 
 
 class Jitted:
@@ -64,11 +68,8 @@ class Jitted:
 
     @functools.cached_property
     def _jitted(self) -> Any:
-        options = self._options.get(jax.default_backend())
-        try:
-            jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "No such compile option" not in str(error):
-                raise
-            options = None
-        return self._build(compiler_options=options)
+        def build(options: Mapping[str, str] | None) -> Any:
+            jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()  # are they known?
+            return self._build(compiler_options=options)
+
+        return _with_what_is_known(build, self._options.get(jax.default_backend()))

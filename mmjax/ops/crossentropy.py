@@ -110,7 +110,7 @@ def _dense(form: Form, x: Array, words: Words, target: Array) -> Scores:
     log_z, at = _sum_and_score(z, known)
     before = jnp.arange(z.shape[-1]) < known[..., None]
     best = (at == jnp.max(z, axis=-1)) & (jnp.max(jnp.where(before, z, -jnp.inf), axis=-1) < at)
-    return _told(form, target, log_z, at, jnp.where(best, target, -1))
+    return _told(form, target, log_z, at, best)
 
 
 @jax.custom_vjp
@@ -140,11 +140,11 @@ def _first_best(z: Float[Array, "*n C"], top: Float[Array, "*n"], number: Int[Ar
     return jnp.min(jnp.where(z == top[..., None], number, jnp.iinfo(jnp.int32).max), axis=-1)
 
 
-def _told(form: Form, target: Array, log_z: Array, at: Array, index: Array) -> Scores:
+def _told(form: Form, target: Array, log_z: Array, at: Array, best: Array) -> Scores:
     """Zero where nothing is to be predicted, NaN where what is to be is no word."""
     real = target >= 0
     nll = log_z - jnp.where(target < form.vocab, at, jnp.nan)
-    return Scores(jnp.where(real, nll, 0.0), jnp.where(real, log_z, 0.0), real & (index == target))
+    return Scores(jnp.where(real, nll, 0.0), jnp.where(real, log_z, 0.0), real & best)
 
 
 @record
@@ -186,7 +186,8 @@ class _Sums:
 
     def scores(self, form: Form, target: Int[Array, "*n"]) -> Scores:
         """Told in the shape of the targets."""
-        return _told(form, target, *(x.reshape(target.shape) for x in (self.log_z, self.at, self.index)))
+        log_z, at, index = (x.reshape(target.shape) for x in (self.log_z, self.at, self.index))
+        return _told(form, target, log_z, at, index == target)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,18 +14,17 @@ from hypothesis import strategies as st
 
 from data_pipelines.budget import Budget
 from data_pipelines.chat import ChatFeature
-from data_pipelines.features import ImageFeature, LabelFeature
 from data_pipelines.mixture import Mixture
 from data_pipelines.packed import Packed
 from data_pipelines.packing import BestFit, FirstFit, Windows
 from data_pipelines.pipeline import Pipeline
-from data_pipelines.several import Several
 from data_pipelines.templates import prefix_answer
 from data_pipelines.tokenizers import Bytes
 from mmjax.core.batch import FAULTS, Batch
 from mmjax.core.config import from_json, to_json
 from mmjax.core.errors import DataError, UserError
 from mmjax.core.protocols import Data
+from tests.data_pipelines.toy_talks import Talks, same, talks
 
 # ------------------------------------------------------------------------------------------------------------- bins
 
@@ -83,39 +82,6 @@ def test_any_bin_is_found_whatever_was_asked_before(counts, data):
 # ------------------------------------------------------------------------------------------------------------- rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Talks:
-    """Record i: i % 3 pictures of level i, a question and an answer whose lengths vary; `torn` pictures are damaged."""
-
-    size: int = 40
-    torn: tuple[int, ...] = ()
-    grown: int = 0
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        held = b"torn" if index in self.torn else np.full((2, 2, 3), index, np.uint8)
-        pictures = (held,) * (index % 3)
-        question, answer = chr(97 + index % 26) * (index % 5 + 1), "x" * (index * 7 % 11 + self.grown)
-        return {"image": pictures, "question": question, "answer": answer, "number": index}
-
-    def fingerprint(self):
-        return {"talks": f"{self.size} {self.torn}"}
-
-    def names(self):
-        return {}
-
-    def locate(self, index):
-        return f"talk {index}"
-
-
-def talks(source=None, **changes):
-    chat = ChatFeature(Bytes(), prefix_answer(), 26, {"image": 3}, (Several(ImageFeature(height=2, width=2), 2),))
-    settings = {"shuffle": 3, "epochs": 1, "threads": 1} | changes
-    return Pipeline(source or Talks(), (chat, LabelFeature("number")), 1, **settings)
-
-
 def packed(data=None, **changes):
     settings = {"batch": 4, "length": 64, "samples": 6, "items": {"image": 7}, "window": 16, "threads": 1} | changes
     return Packed(data or talks(), **settings)
@@ -123,10 +89,6 @@ def packed(data=None, **changes):
 
 def rows(data):
     return [jax.tree.map(lambda leaf, row=row: leaf[row], b) for b in data.batches() for row in range(b.rows)]
-
-
-def same(one, other):
-    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
 @settings(max_examples=25, deadline=None)

@@ -62,6 +62,15 @@ def test_a_step_on_a_cpu_does_not_loop_over_stacked_layers(each):
     assert "stablehlo.while" not in step and "stablehlo.dot_general" in step
 
 
+@pytest.mark.parametrize(("rows", "abreast", "turned"), [(1, 1, False), (2, 1, True), (1, 2, True), (65, 1, False)])
+def test_kernels_are_turned_where_a_few_rows_are_read_at_once(plain, rows, abreast, turned):
+    model, params = plain
+    batch = asked(model, rows_of([[3, 1]] * rows), 2)
+    state = jax.eval_shape(lambda p: start(model, p, batch, room=2, abreast=abreast), params)[1]
+    paths = [path[-1].key for path, _ in jax.tree_util.tree_flatten_with_path(state.layers)[0]]
+    assert (TURNED in paths, "kernel" in paths) == (turned, not turned)
+
+
 @pytest.mark.parametrize("name", ["whisper", "unified_io", "show_attend_tell", "coca"])
 def test_models_of_models_decode_in_full_precision_on_a_cpu(name):
     model, batch = seq2seq_toy.MODELS[name], seq2seq_toy.fake(name)

@@ -15,7 +15,6 @@ from mmjax.core.parameters import is_declared
 from mmjax.core.pytrees import element_count, flatten_names, matches
 from mmjax.training.state import build_update, declared_params
 from tests.experiments.toys import FEW, TOY, first_step
-from tests.golden.refresh import write_pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +66,7 @@ MOVES = {
 }
 """Paths of which something must move in the first step."""
 
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("home")
-    write_pictures(folder / "my_pictures")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _at_home(home, monkeypatch):
-    monkeypatch.chdir(home)
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def made(name, **settings):
