@@ -21,11 +21,10 @@ Array = np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class Without:
-    """`data` where no example has `modality`. Batches keep their shapes, so that nothing is compiled again."""
+class Wrapped:
+    """Data whose batches are another's, changed."""
 
     data: Data
-    modality: str = "image"
 
     def spec(self) -> Batch:
         """See `core.protocols.Data`."""
@@ -37,11 +36,7 @@ class Without:
 
     def fingerprint(self) -> Mapping[str, str]:
         """See `core.protocols.Data`."""
-        return {**self.data.fingerprint(), "without": self.modality}
-
-    def batches(self, position: int = 0, process: int = 0, processes: int = 1) -> Iterator[Batch]:
-        """See `core.protocols.Data`."""
-        return (without(batch, self.modality) for batch in self.data.batches(position, process, processes))
+        return self.data.fingerprint()
 
     def names(self) -> Mapping[str, tuple[str, ...]]:
         """See `core.protocols.Data`."""
@@ -50,6 +45,21 @@ class Without:
     def example(self, index: int) -> Mapping[str, Any]:
         """See `core.protocols.Data`."""
         return self.data.example(index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Without(Wrapped):
+    """`data` where no example has `modality`. Batches keep their shapes, so that nothing is compiled again."""
+
+    modality: str = "image"
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """See `core.protocols.Data`."""
+        return {**self.data.fingerprint(), "without": self.modality}
+
+    def batches(self, position: int = 0, process: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """See `core.protocols.Data`."""
+        return (without(batch, self.modality) for batch in self.data.batches(position, process, processes))
 
 
 def without(batch: Batch, modality: str) -> Batch:

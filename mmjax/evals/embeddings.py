@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from mmjax.core.batch import Batch
 from mmjax.core.errors import DataError, UserError, unknown_name
 from mmjax.core.protocols import Data, EvalContext
+from mmjax.evals.once import FIRST, Once
 
 Array = np.ndarray
 
@@ -56,25 +58,68 @@ def embed(
     modalities: Sequence[str],
     labels: Sequence[str | None] = (),
     output: str = "embeddings",
+    once: tuple[str, str | None] | None = None,
 ) -> Embedded:
     """One pass over `data`: `outputs[output][modality]` of every example that has all `modalities`, and its labels.
 
-    Raises UserError for a label or modality that is not there, DataError when no example is left."""
-    wanted = wanted_labels(data, labels)
-    rows: list[list[Array]] = []
+    once: (modality, label): examples of equal label share what they have of that modality, which is encoded once, apart
+    from the rest; where it is the only modality, only the first example of each value is there. Raises UserError for a
+    label or modality that is not there, DataError when no example is left."""
+    wanted = wanted_labels(data, labels if once is None else (*labels, once[1]))
+    if once is not None and once[1] is not None and _apart(data.spec(), modalities, once[0]):
+        return _shared(context, Once(data, tuple(modalities), *once), wanted, output)
+    found = [_read(*pair, output, modalities, wanted) for pair in context.outputs(data, output)]
+    vectors, columns = _merged(found, modalities, modalities, wanted)
+    return Embedded(vectors, {name: columns[name] for name in wanted}, columns[ID], data.names())
+
+
+def _shared(context: EvalContext, data: Once, wanted: Sequence[str], output: str) -> Embedded:
+    """`embed` where the examples share a modality."""
+    rest, labels = tuple(name for name in data.modalities if name != data.shared), (*wanted, FIRST)
+    found: dict[bool, list] = {True: [], False: []}
     for outputs, batch in context.outputs(data, output):
-        values = _pick(outputs, output, modalities)
-        real = np.asarray(batch.valid)[:, 0]
-        for name in modalities:
-            real = real & np.asarray(batch.present(name))[:, 0]
-        columns = [*values, *(batch.labels[name][:, 0] for name in wanted), batch.id[:, 0]]
-        rows.append([np.asarray(column)[real] for column in columns])
-    if not rows or sum(len(row[-1]) for row in rows) == 0:
-        raise DataError(f"nothing to evaluate: no example of the data has {' and '.join(modalities)}")
-    merged = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
-    count = len(modalities)
-    vectors = dict(zip(modalities, merged[:count], strict=True))
-    return Embedded(vectors, dict(zip(wanted, merged[count:-1], strict=True)), merged[-1], data.names())
+        alone = getattr(batch, data.shared) is not None
+        found[alone].append(_read(outputs, batch, output, (data.shared,) if alone else rest, labels))
+    vectors, columns = _merged(found[True], data.modalities, (data.shared,), labels)
+    if rest:
+        order = np.argsort(columns[ID], kind="stable")
+        owner, (shared,) = columns[ID][order], vectors.values()
+        others, columns = _merged(found[False], data.modalities, rest, labels)
+        vectors = {**others, data.shared: shared[order][np.searchsorted(owner, columns[FIRST])]}
+    return Embedded(vectors, {name: columns[name] for name in wanted}, columns[ID], data.names())
+
+
+def _apart(spec: Batch, modalities: Sequence[str], shared: str) -> bool:
+    """Whether all modalities are there, and text has no places for `shared`: then neither needs the other."""
+    return set(modalities) <= set(spec.modalities()) and (spec.text is None or shared not in spec.landing())
+
+
+ID = "id of the example"
+
+
+def _read(
+    outputs: Mapping, batch: Batch, output: str, modalities: Sequence[str], labels: Sequence[str]
+) -> tuple[list[Array], dict[str, Array]]:
+    """Vectors and columns of the real examples of a batch."""
+    values, real = _pick(outputs, output, modalities), np.asarray(batch.valid)[:, 0]
+    for name in modalities:
+        real = real & np.asarray(batch.present(name))[:, 0]
+    if FIRST in labels:
+        real = real & (batch.labels[FIRST][:, 0] >= 0)
+    columns = {name: np.asarray(batch.labels[name])[:, 0][real] for name in labels}
+    return [x[real] for x in values], {**columns, ID: np.asarray(batch.id)[:, 0][real]}
+
+
+def _merged(
+    found: Sequence[tuple[list[Array], dict[str, Array]]],
+    needed: Sequence[str],
+    modalities: Sequence[str],
+    labels: Sequence[str],
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    if not sum(len(columns[ID]) for _, columns in found):
+        raise DataError(f"nothing to evaluate: no example of the data has {' and '.join(needed)}")
+    vectors = {name: np.concatenate([parts[i] for parts, _ in found]) for i, name in enumerate(modalities)}
+    return vectors, {name: np.concatenate([columns[name] for _, columns in found]) for name in (*labels, ID)}
 
 
 def wanted_labels(data: Data, labels: Sequence[str | None]) -> tuple[str, ...]:

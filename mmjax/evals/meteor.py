@@ -48,7 +48,7 @@ class Snowball:
     language: str = "english"
 
     def __call__(self, word: str) -> Keys:
-        return frozenset((_stemmer(self.language).stemWord(word),))
+        return _stem(self.language, word)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class WordNet:
     """Words that share a sense of WordNet 3.0 match. Needs the package nltk and its data set `wordnet`."""
 
     def __call__(self, word: str) -> Keys:
-        return frozenset(sense.name() for sense in _wordnet().synsets(word))
+        return _senses(word)
 
 
 EXACT = Stage("exact", 1.0, itself)
@@ -70,6 +70,9 @@ _FREQUENT = """
 """
 FUNCTION_WORDS = tuple(_FREQUENT.split())
 """English words of a relative frequency above 1/1000, which count less."""
+
+_REMEMBERED = 2**16
+"""Words whose keys are kept: texts use the same ones over and over."""
 
 _AGAIN = re.compile(r"-[lr][rcs]b-|(?<=[^\W_])'\w+|'|/|:|[^-'/:]+")
 
@@ -191,6 +194,16 @@ def _matches(mine: Words, reference: Words, stages: Sequence[Stage]) -> list[lis
             fresh = (i for i, own in enumerate(keys) if own & theirs and (number == 0 or mine[i] != word))
             options[j] += [(i, number) for i in fresh]
     return options
+
+
+@functools.lru_cache(_REMEMBERED)
+def _stem(language: str, word: str) -> Keys:
+    return frozenset((_stemmer(language).stemWord(word),))
+
+
+@functools.lru_cache(_REMEMBERED)
+def _senses(word: str) -> Keys:
+    return frozenset(sense.name() for sense in _wordnet().synsets(word))
 
 
 @functools.cache

@@ -54,7 +54,7 @@ class Retrieval:
     def evaluate(self, context: EvalContext) -> dict[str, Any]:
         """See the class."""
         labels = (self.same, self.alike, self.within, self.macro, self.cluster, *self.slices)
-        found = embed(context, self.data, (self.query, self.gallery), labels)
+        found = embed(context, self.data, (self.query, self.gallery), labels, once=(self.gallery, self.same))
         pairs = _Pairs.of(self, found)
         forward = Direction.run(pairs.forward(), found.vectors[self.query], found.vectors[self.gallery])
         backward = Direction.run(pairs.backward(), found.vectors[self.gallery], found.vectors[self.query])

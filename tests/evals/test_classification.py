@@ -40,7 +40,7 @@ class TwoSets:
 
     def outputs(self, data, *names):
         for known, context in self.tables:
-            if known is data:
+            if known is getattr(data, "data", data):
                 return context.outputs(data, *names)
         raise AssertionError("unexpected data")
 
@@ -122,7 +122,7 @@ class ReadingContext:
     step = 0
 
     def outputs(self, data, *names):
-        if data is self.data:
+        if getattr(data, "data", data) is self.data:
             yield from self.pictures.outputs(data, *names)
             return
         for batch in data.batches():

@@ -146,3 +146,19 @@ def test_pictures_without_a_label_are_not_one_picture(table, answers):
     vectors = {name: RNG.normal(size=(8, 4)) for name in ("text", "image")}
     found = Retrieval(data, same="picture").evaluate(answers(vectors))
     assert found["text_to_image"]["pool"]["gallery"] == [6]
+
+
+def test_a_picture_with_many_captions_is_encoded_once(table, answers):
+    class Watched(answers):
+        def outputs(self, data, *names):
+            for outputs, batch in super().outputs(data, *names):
+                seen.append((batch.modalities(), batch.id[batch.valid].tolist()))
+                yield outputs, batch
+
+    seen, null = [], (0, 7)  # what stands for a picture is its first example that can be read
+    data = emoji(table, null=null)
+    task(data).evaluate(Watched(perfect(data)))
+    encoded = {kinds: [i for which, ids in seen if which == kinds for i in ids] for kinds, _ in seen}
+    readable = [i for i in range(36) if i not in null]
+    firsts = dict(reversed([(data.labels["picture"][i], i) for i in readable]))
+    assert encoded == {("text",): readable, ("image",): sorted(firsts.values())}

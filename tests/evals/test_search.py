@@ -27,7 +27,7 @@ class Context:
     step = 0
 
     def outputs(self, data, *names):
-        if data is self.data:
+        if getattr(data, "data", data) is self.data:
             yield from self.pictures.outputs(data, *names)
             return
         for batch in data.batches():
