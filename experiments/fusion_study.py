@@ -55,7 +55,7 @@ from mmjax.training.loop import compile_step
 from mmjax.training.optim import Group, muon
 from mmjax.training.rules import Adam
 from mmjax.training.schedules import Cosine
-from mmjax.training.state import abstract_state, build_update, declared_params
+from mmjax.training.state import abstract_state, build_update
 from mmjax.training.writers import read_metrics
 
 ASKED = ("tone", "gender")
@@ -157,7 +157,7 @@ def costs(value: Experiment) -> dict[str, Any]:
     """Parameters of the fused part and of all; FLOPs of the products of one example's forward pass, counted in the
     traced program (`mmjax.training.cost`); bytes that the compiled training step needs beside its inputs and outputs,
     as the compiler says; None where it does not."""
-    declared, mesh, update = unbox(declared_params(value)), value.layout.mesh(), build_update(value)
+    declared, mesh, update = unbox(value.declared), value.layout.mesh(), build_update(value)
     with value.layout.use(mesh):
         compiled = compile_step(value, update, abstract_state(value, update, mesh), mesh)
     return {

@@ -27,7 +27,7 @@ from mmjax.training.experiment import Experiment
 from mmjax.training.loop import compile_step
 from mmjax.training.origin import THEN
 from mmjax.training.records import START
-from mmjax.training.state import abstract_state, build_update, declared_params
+from mmjax.training.state import abstract_state, build_update
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
 def facts(loaded: Loaded, compiled: bool = False) -> dict[str, Any]:
     """Everything that `show` prints, as JSON; sizes in bytes per device, FLOPs per example."""
     experiment = loaded.experiment
-    declared, spec = declared_params(experiment), experiment.data.spec()
+    declared, spec = experiment.declared, experiment.data.spec()
     mesh = experiment.layout.mesh()
     forward = cost.model_flops(experiment.model, unbox(declared), spec)
     return {
@@ -79,7 +79,7 @@ def show(loaded: Loaded, compiled: bool = False) -> None:
     found, experiment, devices = facts(loaded, compiled), loaded.experiment, len(jax.devices())
     console().print(_tree(Tree(f"[bold]{escape(loaded.name)}[/] = {type(experiment).__name__}"), experiment))
     _heading(f"parameters on {devices} device{'s' * (devices > 1)}")
-    print(experiment.layout.explain(declared_params(experiment), devices))
+    print(experiment.layout.explain(experiment.declared, devices))
     print()
     parts = [
         (part["path"], part["parameters"], part["start"], THEN[part["trains"]]) for part in found["start"]["parts"]
@@ -102,7 +102,7 @@ def _start(loaded: Loaded) -> dict[str, Any]:
     """Where the parameters come from: as the run has recorded it, or as it would be now."""
     if loaded.folder is not None and (loaded.folder / START).is_file():
         return json.loads((loaded.folder / START).read_text(encoding="utf-8"))
-    origin = loaded.experiment.init.origin(declared_params(loaded.experiment), manifest.read)
+    origin = loaded.experiment.init.origin(loaded.experiment.declared, manifest.read)
     return origin.report(build_update(loaded.experiment).trains).record()
 
 

@@ -16,7 +16,6 @@ from mmjax.core.protocols import EvalContext
 from mmjax.training.checkpoints import CheckpointStore
 from mmjax.training.context import Context
 from mmjax.training.experiment import Experiment
-from mmjax.training.state import declared_params
 
 
 def restore(arguments: argparse.Namespace) -> tuple[Loaded, EvalContext]:
@@ -46,7 +45,7 @@ def _params(folder: pathlib.Path, experiment: Experiment, layout: Layout, mesh: 
         raise CheckpointError(
             f"{folder} has no checkpoint yet; train it first: `mmjax train` with the same file and --run"
         )
-    declared = declared_params(experiment)
+    declared = experiment.declared
     wanted = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         unbox(declared),

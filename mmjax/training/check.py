@@ -17,7 +17,6 @@ from mmjax.core.parameters import is_declared, unbox
 from mmjax.core.protocols import Data, specs_of
 from mmjax.core.pytrees import flatten_names
 from mmjax.training.experiment import Experiment
-from mmjax.training.state import declared_params
 
 
 def check(experiment: Experiment, devices: int) -> None:
@@ -29,7 +28,7 @@ def check(experiment: Experiment, devices: int) -> None:
     with _gathered(faults):
         to_json(experiment)
     with _gathered(faults):
-        declared = declared_params(experiment)
+        declared = experiment.declared
         faults += _parameters(experiment, declared, devices)
         with _gathered(faults):
             experiment.optimizer.build(declared, experiment.steps)

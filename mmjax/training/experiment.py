@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 from mmjax.core.batch import Batch
 from mmjax.core.layout import Layout
 from mmjax.core.protocols import Data, Evaluator, Objective
+from mmjax.core.rng import named
 from mmjax.training.average import Average, NoAverage
 from mmjax.training.checkpoints import Checkpoints
 from mmjax.training.guard import Guard, NoGuard
@@ -85,3 +87,14 @@ class Experiment:
     def replace(self, **changes: Any) -> Experiment:
         """A copy with fields changed."""
         return dataclasses.replace(self, **changes)
+
+    @functools.cached_property
+    def declared(self) -> Any:
+        """The model's parameters as `Declared` boxes of ShapeDtypeStructs. Large models take seconds to trace, so it is
+        done once."""
+        return jax.eval_shape(self.new_params, self.data.spec())
+
+    def new_params(self, batch: Batch) -> Any:
+        """The model's parameters at the start, in boxes; of `batch` only the shapes count."""
+        key = named(jax.random.key(self.seed), "params")
+        return self.model.init({"params": key}, batch, train=False)["params"]

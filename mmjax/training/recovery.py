@@ -23,7 +23,7 @@ from mmjax.training.checkpoints import CheckpointStore
 from mmjax.training.experiment import Experiment
 from mmjax.training.optim import Update
 from mmjax.training.origin import Origin
-from mmjax.training.state import TrainState, declared_params, new_state
+from mmjax.training.state import TrainState, new_state
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def begin(
 
 def _new(experiment: Experiment, update: Update, abstract: TrainState) -> Start:
     """Step 0, with what other runs lend."""
-    origin = experiment.init.origin(declared_params(experiment))
+    origin = experiment.init.origin(experiment.declared)
     return Start(new_state(experiment, update, abstract, origin.load(abstract.params)), origin=origin)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -11,10 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from mmjax.core.batch import Batch
 from mmjax.core.parameters import Declared, is_declared, unbox
 from mmjax.core.pytrees import map_names, record
-from mmjax.core.rng import named
 from mmjax.training.experiment import Experiment
 from mmjax.training.optim import Update
 
@@ -30,21 +29,16 @@ class TrainState:
     guard: Any
 
 
-def declared_params(experiment: Experiment) -> Any:
-    """The model's parameters as `Declared` boxes of ShapeDtypeStructs."""
-    return jax.eval_shape(lambda batch: _init(experiment, batch), experiment.data.spec())
-
-
 def build_update(experiment: Experiment) -> Update:
     """The experiment's optimizer for its model. Raises UserError when they do not fit."""
-    return experiment.optimizer.build(declared_params(experiment), experiment.steps)
+    return experiment.optimizer.build(experiment.declared, experiment.steps)
 
 
 def abstract_state(experiment: Experiment, update: Update, mesh: Mesh) -> TrainState:
     """The state as ShapeDtypeStructs, each with the sharding that the layout gives it.
 
     Optimizer statistics lie as their parameters do; factored ones and scalars by the layout's floor."""
-    boxed = jax.eval_shape(lambda batch: _state(experiment, update, _init(experiment, batch)), experiment.data.spec())
+    boxed = jax.eval_shape(functools.partial(_state, experiment, update), experiment.declared)
     shapes = {(leaf.value.shape, leaf.dims) for leaf in jax.tree.leaves(boxed.params, is_leaf=is_declared)}
     boxed = jax.tree.map(lambda leaf: _unnamed(leaf, shapes), boxed, is_leaf=is_declared)
     shardings = experiment.layout.shardings(boxed, mesh)
@@ -69,7 +63,7 @@ def new_state(
 
     def create(given: dict[str, jax.Array]) -> TrainState:
         batch = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), experiment.data.spec())
-        params = map_names(lambda name, leaf: given.get(name, leaf), unbox(_init(experiment, batch)))
+        params = map_names(lambda name, leaf: given.get(name, leaf), unbox(experiment.new_params(batch)))
         return _state(experiment, update, params)
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -79,11 +73,6 @@ def new_state(
 def inference_params(experiment: Experiment, state: TrainState) -> Any:
     """The parameters to evaluate and to ship: the average where there is one."""
     return experiment.average.of(state.average, state.params)
-
-
-def _init(experiment: Experiment, batch: Batch) -> Any:
-    key = named(jax.random.key(experiment.seed), "params")
-    return experiment.model.init({"params": key}, batch, train=False)["params"]
 
 
 def _state(experiment: Experiment, update: Update, params: Any) -> TrainState:

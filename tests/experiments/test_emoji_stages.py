@@ -12,7 +12,7 @@ from mmjax.core.parameters import unbox
 from mmjax.training.check import check
 from mmjax.training.checkpoints import CheckpointStore
 from mmjax.training.origin import THEN
-from mmjax.training.state import build_update, declared_params
+from mmjax.training.state import build_update
 
 SIZES = {"width": 48, "depth": 1, "batch": 8, "steps": 60}
 
@@ -23,7 +23,7 @@ def stage(name, folder):
 
 def begun(name, folder):
     """A run folder of a stage, as its first checkpoint leaves it but for the numbers in it."""
-    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), unbox(declared_params(stage(name, folder))))
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), unbox(stage(name, folder).declared))
     items = {"state": {"params": params, "average": params}, "params": params}
     CheckpointStore(folder / name / "checkpoints").save_now(20, items, {})
 
@@ -31,7 +31,7 @@ def begun(name, folder):
 def rows(name, folder):
     trained = stage(name, folder)
     check(trained, 1)
-    report = trained.init.origin(declared_params(trained)).report(build_update(trained).trains)
+    report = trained.init.origin(trained.declared).report(build_update(trained).trains)
     return {part.path: (part.start.removeprefix(f"{folder}/"), THEN[part.trains]) for part in report.parts}
 
 

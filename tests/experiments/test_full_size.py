@@ -13,7 +13,7 @@ from mmjax.core import config
 from mmjax.core.errors import UserError
 from mmjax.core.parameters import is_declared
 from mmjax.core.pytrees import element_count, flatten_names, matches
-from mmjax.training.state import build_update, declared_params
+from mmjax.training.state import build_update
 from tests.experiments.toys import FEW, TOY, first_step
 
 
@@ -80,7 +80,7 @@ def counted(declared, pattern):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_full_size_is_the_published_size(name):
-    known, declared = PUBLISHED[name], declared_params(made(name, **FEW))
+    known, declared = PUBLISHED[name], made(name, **FEW).declared
     assert counted(declared, known.counts) == pytest.approx(known.count, rel=known.near), known.source
     for pattern, (count, near) in PARTS.get(name, {}).items():
         assert counted(declared, pattern) == pytest.approx(count, rel=near), pattern
@@ -90,7 +90,7 @@ def test_what_the_docstrings_say_of_sizes():
     """Exact numbers that stand there."""
     module = importlib.import_module("experiments.llava_7b")
     told = int(re.search(r"here ([\d,]+)\.", module.__doc__)[1].replace(",", ""))
-    assert counted(declared_params(made("llava_7b", **FEW)), ".*") == told
+    assert counted(made("llava_7b", **FEW).declared, ".*") == told
     assert "here as many" in importlib.import_module("experiments.paligemma_3b").__doc__
 
 
@@ -115,7 +115,7 @@ def test_only_what_the_papers_train_is_trained():
     """Shares of the published tables, at full size."""
     for name, count, near in (("blip2", 107e6, 0.06), ("flamingo_3b", 1.4e9, 0.05)):
         experiment = made(name, **FEW)
-        sizes = flatten_names(declared_params(experiment), is_leaf=is_declared)
+        sizes = flatten_names(experiment.declared, is_leaf=is_declared)
         trains = flatten_names(build_update(experiment).trains)
         assert sum(element_count(sizes[path].value) for path in sizes if trains[path]) == pytest.approx(count, rel=near)
 

@@ -303,9 +303,8 @@ def test_an_experiment_survives_its_run_folder(tmp_path, monkeypatch):
 
 def fit_params(trained):
     from mmjax.core.parameters import unbox
-    from mmjax.training.state import declared_params
 
-    return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), unbox(declared_params(trained)))
+    return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), unbox(trained.declared))
 
 
 def test_evaluation_uses_the_average_where_there_is_one(tmp_path):
