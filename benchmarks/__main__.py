@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "input_pipeline": (*TORCH, "PIL"),
     "loop_overhead": (),
     "packing": (),
+    "packed_step": (),
 }
 """What the peers of each need; () is no peer."""
 

@@ -50,13 +50,13 @@ class Plans:
     truth: yes (exist, beside), or that the subject is the one (compare, larger). relation: of the subject to the other,
     as it is; `asked`: the one that beside asks about. count: of subjects, where these are to be counted."""
 
-    kind: Int[np.ndarray, "n"]
-    subject: Int[np.ndarray, "n"]
-    other: Int[np.ndarray, "n"]
-    truth: Bool[np.ndarray, "n"]
-    relation: Int[np.ndarray, "n"]
-    asked: Int[np.ndarray, "n"]
-    count: Int[np.ndarray, "n"]
+    kind: Int[np.ndarray, " n"]
+    subject: Int[np.ndarray, " n"]
+    other: Int[np.ndarray, " n"]
+    truth: Bool[np.ndarray, " n"]
+    relation: Int[np.ndarray, " n"]
+    asked: Int[np.ndarray, " n"]
+    count: Int[np.ndarray, " n"]
 
     def rows(self) -> list[Plan]:
         """One by one."""
@@ -75,7 +75,7 @@ def counted(split: str) -> tuple[int, ...]:
     return {splits.COMPOSITIONS: COUNTS, MORE: MANY}.get(split, (0, *COUNTS))
 
 
-def planned(split: str, kind: Int[np.ndarray, "n"], keys: UInt64[np.ndarray, "n"]) -> Plans:
+def planned(split: str, kind: Int[np.ndarray, " n"], keys: UInt64[np.ndarray, " n"]) -> Plans:
     """Questions of these kinds, one for each key."""
     truth, asked = uniform(named(keys, "truth")) < 0.5, _one_of(np.arange(len(RELATIONS)), keys, "relation")
     count = _one_of(np.array(counted(split)), keys, "count")
@@ -91,7 +91,7 @@ def planned(split: str, kind: Int[np.ndarray, "n"], keys: UInt64[np.ndarray, "n"
     return Plans(kind, subject, other, truth, relation, asked, count)
 
 
-def composed(split: str, plans: Plans, keys: UInt64[np.ndarray, "n"]) -> Scenes:
+def composed(split: str, plans: Plans, keys: UInt64[np.ndarray, " n"]) -> Scenes:
     """Scenes in which the answers hold. The subject stands first in `Scenes.thing`, as often as it is there."""
     spread = fold(named(keys, "fillers")[:, None], np.arange(FILLERS))
     companions = pool(split).companions(plans.subject, spread)

@@ -39,8 +39,8 @@ class Scenes:
     cell: Int[np.ndarray, "n P"]
     large: Bool[np.ndarray, "n P"]
     shift: Float[np.ndarray, "n P 2"]  # x, y in [0, 1) of the room that a cell leaves
-    style: Int[np.ndarray, "n"]
-    ground: Int[np.ndarray, "n"]
+    style: Int[np.ndarray, " n"]
+    ground: Int[np.ndarray, " n"]
 
     @property
     def row(self) -> Int[np.ndarray, "n P"]:
@@ -54,7 +54,10 @@ class Scenes:
 
 
 def scattered(
-    thing: Int[np.ndarray, "n P"], styles: tuple[int, ...], keys: UInt64[np.ndarray, "n"], first: Int[np.ndarray, "n 2"]
+    thing: Int[np.ndarray, "n P"],
+    styles: tuple[int, ...],
+    keys: UInt64[np.ndarray, " n"],
+    first: Int[np.ndarray, "n 2"],
 ) -> Scenes:
     """Things in cells drawn by `keys`, but the first two in the cells `first` where these are not NOTHING."""
     places = np.arange(PLACES)

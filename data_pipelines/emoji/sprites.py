@@ -39,7 +39,7 @@ def extents(size: int) -> Int[np.ndarray, "S N 4"]:
 
 
 @functools.cache
-def bulky() -> Bool[np.ndarray, "N"]:
+def bulky() -> Bool[np.ndarray, " N"]:
     """Whether a thing's box is at least half as wide as high, and as high as wide, in every style."""
     left, top, right, bottom = np.moveaxis(extents(MASTER), -1, 0)
     short, long = np.minimum(right - left, bottom - top), np.maximum(right - left, bottom - top)

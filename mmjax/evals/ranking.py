@@ -35,7 +35,7 @@ class Relation:
     """Which gallery items are right for which query: pairs sorted by query, and where each query's begin."""
 
     item: Int[Array, " pairs"]
-    start: Int[Array, Q + 1]
+    start: Int[Array, " Q+1"]
 
     @classmethod
     def between(cls, key_of_query: Array, key_of_pair: Array, item_of_pair: Array, keys: int) -> Relation:
@@ -83,7 +83,7 @@ def _last_of_ties(owner: Array, score: Array, place: Array) -> Array:
     return place[ends[np.searchsorted(ends, np.arange(len(place)))]]
 
 
-def _chunks(start: Int[Array, Q + 1], width: int) -> Iterator[tuple[slice, slice]]:
+def _chunks(start: Int[Array, " Q+1"], width: int) -> Iterator[tuple[slice, slice]]:
     """Slices of queries, and of their pairs, that keep pairs times gallery under `_CHUNK` (one query at least)."""
     most = max(_CHUNK // max(width, 1), 1)
     low, count = 0, len(start) - 1

@@ -34,7 +34,7 @@ class GroupedLinear(nn.Module):
     dispatch: Dispatch = Everywhere()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N *in"], expert: Int[Array, " N"]) -> Float[Array, "N *out"]:
+    def __call__(self, x: Float[Array, "N *in"], expert: Int[Array, " N"]) -> Float[Array, " N *out"]:
         inputs, outputs = self.equation.split("->")
         fan_in = math.prod(x.shape[1:])
         before = {_dim(letter): size for letter, size in zip(inputs, x.shape[1:], strict=True)}

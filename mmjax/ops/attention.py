@@ -11,12 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import jax
 from jaxtyping import Array, Float
 
 from mmjax.core.tokens import Pattern, Places
-from mmjax.ops.attention_cpu import PerHead
 from mmjax.ops.attention_dense import in_chunks, seeing, under
+from mmjax.ops.attention_flash import Flash
 from mmjax.ops.target import target
 
 Kernel = Callable[..., Array]
@@ -48,7 +47,7 @@ class Chunked:
 @dataclasses.dataclass(frozen=True)
 class Auto:
     """`Reference` up to `dense` queries; beyond, what suits the platform that is traced for: `Splash` on a TPU,
-    `PerHead` on one CPU, else `chunked`."""
+    `Flash` on CPUs, else `chunked`."""
 
     dense: int = 1024
     chunked: Chunked = Chunked()
@@ -65,9 +64,7 @@ class Auto:
             from mmjax.ops.attention_tpu import Splash  # Pallas takes 0.3 s to import, which others need not wait for
 
             return Splash()
-        if target() == "cpu" and jax.sharding.get_abstract_mesh().empty:
-            return PerHead()
-        return self.chunked
+        return Flash() if target() == "cpu" else self.chunked
 
 
 def attend(

@@ -6,11 +6,15 @@ pipelines lay out. Kernels that need it look, while running, and take a slower e
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from mmjax.core.errors import UserError
+from mmjax.core.layout import axes_of
 from mmjax.core.tokens import Pattern, Places
 
 
@@ -20,6 +24,22 @@ def everywhere(query: Places | None, key: Places | None, q: Array, k: Array) -> 
         return query, key
     here = Places.all_of("text", q.shape[0], q.shape[2])
     return here, here if q.shape[2] == k.shape[2] else Places.all_of("text", k.shape[0], k.shape[2])
+
+
+def by_shard(run: Callable[..., Array], parts: tuple[Array, ...], places: tuple[Places, ...]) -> Array:
+    """`run(q, k, v, *places)` on each device's rows and heads: what the compiler cannot split, or would split badly."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_manual:
+        return run(*parts, *places)
+
+    def split(dim: str, size: int) -> tuple[str, ...] | None:
+        axes = tuple(axis for axis in axes_of(dim) if mesh.shape[axis] > 1)
+        return axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
+
+    rows, heads = split("batch", parts[1].shape[0]), split("heads", parts[1].shape[1])
+    by_head = jax.P(rows, heads)
+    specs = (*[by_head] * len(parts), *jax.tree.map(lambda _: jax.P(rows), places))
+    return jax.shard_map(run, in_specs=specs, out_specs=by_head, check_vma=False)(*parts, *places)
 
 
 def refuse(kernel: object, pattern: Pattern, softcap: float | None, *, window: bool = True, cap: bool = True) -> None:

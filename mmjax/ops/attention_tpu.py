@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +18,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jaxtyping import Array, Int
 
 from mmjax.core.errors import UserError
-from mmjax.core.layout import axes_of
 from mmjax.core.tokens import Pattern, Places
-from mmjax.ops.attention_cpu import PerHead
 from mmjax.ops.attention_dense import in_chunks, seeing, under
-from mmjax.ops.attention_rows import everywhere, in_order, in_step, refuse, runs
+from mmjax.ops.attention_flash import Flash
+from mmjax.ops.attention_rows import by_shard, everywhere, in_order, in_step, refuse, runs
 from mmjax.ops.target import target
 
 LANES = 128  # a tile is a multiple of this wide
@@ -34,8 +32,8 @@ class Splash:
     """Exact attention in O(T) memory on a TPU: forward and backward are Pallas kernels, and tiles of which nothing is
     visible are left out, whether by order, window or packing. Elsewhere the kernels are interpreted: only for tests.
 
-    block: places of a tile.   spare: queries at a time for a row that the kernels cannot express, because it is not in
-    order, or has a window and positions that do not count up (by `PerHead`).
+    block: places of a tile.   spare: places of a block for a row that the kernels cannot express, because it is not in
+    order, or has a window and positions that do not count up (by `Flash`).
     queries: how many at a time where they are not the keys' places (a memory, or a cache while decoding).
 
     The kernels see, per query, one number: the last place that it sees (`_Until`), or that and its own place
@@ -55,7 +53,7 @@ class Splash:
             return in_chunks(seeing(under(pattern), key, k, v, scale, softcap), q, query, self.queries)
         options = {"attn_logits_soft_cap": softcap, "interpret": target() != "tpu"}
         run = functools.partial(self._rows, pattern=pattern, scale=scale, options=options)
-        return _by_shard(run, q, k, v, query)
+        return by_shard(run, (q, k, v), (query,))
 
     def _rows(self, q, k, v, places: Places, *, pattern: Pattern, scale: float, options: dict[str, Any]) -> Array:
         """Row by row; each that is not in order takes the way through all keys."""
@@ -64,10 +62,16 @@ class Splash:
         def fast(q, k, v, places):
             return self._row(q, k, v, places, pattern, scale, options)
 
-        def slow(*row):
-            *parts, places = jax.tree.map(lambda x: x[None], row)
-            softcap = options["attn_logits_soft_cap"]
-            return PerHead(self.spare)(*parts, places, places, pattern, scale, softcap)[0]
+        def slow(q, k, v, places):
+            """Head by head, again in the backward pass: it must not need more memory than what it stands in for."""
+            places = jax.tree.map(lambda x: x[None], places)
+            rest = places, places, pattern, scale, options["attn_logits_soft_cap"]
+
+            def head(part: tuple) -> Array:
+                return Flash(self.spare, self.spare)(*(x[None] for x in part), *rest)[0]
+
+            parts = q.reshape(k.shape[0], -1, *q.shape[1:]), k[:, None], v[:, None]
+            return jax.lax.map(jax.checkpoint(head), parts).reshape(q.shape)
 
         one = _either(fast, slow)
         if q.shape[0] == 1:  # no loop, no copies
@@ -185,19 +189,3 @@ def _for_keys(info: MaskInfo) -> MaskInfo:
     """The same tiles for the kernel that goes through them by key."""
     queries = jnp.arange(info.block_mask.shape[1], dtype=jnp.int32)[None, :, None]
     return info._replace(data_next=jnp.where(info.block_mask > 0, queries, 0))
-
-
-def _by_shard(run, q, k, v, places: Places) -> Array:
-    """`run` on each device's rows and heads: a Pallas kernel cannot be split by the compiler."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.are_all_axes_manual:
-        return run(q, k, v, places)
-
-    def split(dim: str, size: int) -> tuple[str, ...] | None:
-        axes = tuple(axis for axis in axes_of(dim) if mesh.shape[axis] > 1)
-        return axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
-
-    rows, heads = split("batch", q.shape[0]), split("heads", k.shape[1])
-    by_head, by_row = jax.P(rows, heads), jax.P(rows)
-    specs = (by_head, by_head, by_head, jax.tree.map(lambda _: by_row, places))
-    return jax.shard_map(run, in_specs=specs, out_specs=by_head, check_vma=False)(q, k, v, places)

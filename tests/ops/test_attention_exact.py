@@ -9,7 +9,8 @@ from mmjax.core.errors import UserError
 from mmjax.core.tokens import Pattern, Places, visible
 from mmjax.ops.attention import Chunked, Reference
 from mmjax.ops.attention_blocks import BigBird, BlockSparse, Given
-from mmjax.ops.attention_cpu import PerHead
+from mmjax.ops.attention_dense import cut_places
+from mmjax.ops.attention_flash import Flash, reach
 from mmjax.ops.attention_rows import looks_ahead
 from mmjax.ops.attention_sliding import Sliding
 from tests.ops.attention_cases import LAYOUTS, LENGTH, AllPairs, arrays, assert_agree, attended, row, rows
@@ -60,11 +61,27 @@ def test_big_bird_sees_its_neighbours_the_leading_block_and_drawn_ones():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_head_by_head_gives_the_same(layout):
-    assert_agree(PerHead(queries=16), Reference(), LAYOUTS[layout], Pattern(window=9), softcap=3.0)
+@pytest.mark.parametrize("kernel", [Flash(16, 8), Flash(8, 16)], ids=str)
+def test_block_by_block_gives_the_same(kernel, layout):
+    assert_agree(kernel, Reference(), LAYOUTS[layout])
+    assert_agree(kernel, Reference(), LAYOUTS[layout], Pattern(window=9), softcap=3.0)
 
 
-EXACT = [PerHead(4), Chunked(4), Sliding(queries=4), BlockSparse(Given(((0,),)), size=40)]
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("window", [None, 9])
+def test_blocks_that_nobody_sees_are_passed_over(layout, window):
+    """None that somebody sees; where places are in order and there is no window, all that lie before or after."""
+    for places in (jax.tree.map(lambda x, i=i: x[i : i + 1], LAYOUTS[layout]) for i in range(2)):
+        blocks = cut_places(places, 4)
+        seen = np.asarray(visible(places, places, Pattern(window=window)))[0].reshape(10, 4, 10, 4).any(axis=(1, 3))
+        for needed, first, last in zip(seen, *map(np.asarray, reach(blocks, blocks, window)), strict=True):
+            among = np.flatnonzero(needed)
+            assert all(first <= block < last for block in among)
+            if layout in ("causal", "prefix", "bidirectional") and window is None:
+                assert last - first == (among[-1] + 1 - among[0] if len(among) else 0)
+
+
+EXACT = [Flash(4, 4), Chunked(4), Sliding(queries=4), BlockSparse(Given(((0,),)), size=40)]
 
 
 @pytest.mark.parametrize("kernel", EXACT, ids=str)
