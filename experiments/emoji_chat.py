@@ -61,7 +61,7 @@ OF_QUESTION = ("kind", "language", "picture", "style", "tone", "gender", "concep
 
 
 def experiment(
-    width: int = 128, depth: int = 2, batch: int = 256, spoken: int = 40, judged: int = 24, steps: int = 690
+    width: int = 128, depth: int = 2, batch: int = 256, spoken: int = 40, judged: int = 24, steps: int = 760
 ) -> Experiment:
     """width, depth: of the decoder; batch: pictures per step that meet captions; spoken: pictures that are asked about;
     judged: of the former, those whose captions are held against other pictures."""
