@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -61,6 +61,29 @@ class Answers:
             real = np.asarray(batch.valid)
             answers = {name: np.where(real, values[take], np.nan) for name, values in self.vectors.items()}
             yield {"embeddings": answers, "pooled": answers}, batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reads:
+    """An EvalContext that answers the examples of `data` like `pictures`, and the texts of prompts by `read`."""
+
+    data: Table
+    pictures: Answers
+    read: Callable[[Batch], np.ndarray]
+    model = params = None
+    step = 0
+
+    def outputs(self, data, *names):
+        if getattr(data, "data", data) is self.data:
+            yield from self.pictures.outputs(data, *names)
+            return
+        for batch in data.batches():
+            yield {"embeddings": {"text": self.read(batch)}}, batch
+
+
+@pytest.fixture
+def reads():
+    return Reads
 
 
 @pytest.fixture

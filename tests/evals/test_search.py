@@ -19,26 +19,12 @@ class Reader:
         return Batch.fake(Batch.spec(len(texts), text=4))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Context:
-    data: object
-    pictures: object
-    model = params = None
-    step = 0
-
-    def outputs(self, data, *names):
-        if getattr(data, "data", data) is self.data:
-            yield from self.pictures.outputs(data, *names)
-            return
-        for batch in data.batches():
-            yield {"embeddings": {"text": np.tile(np.float32([1, 0]), (batch.rows, 1))}}, batch
-
-
-def test_best_first_each_picture_once(table, answers, tmp_path):
+def test_best_first_each_picture_once(table, answers, reads, tmp_path):
     picture = np.arange(20) // 2
     data = table(20, {"picture": picture})
     angle = picture * 0.1  # the query lies at angle 0
-    context = Context(data, answers({"image": np.stack([np.cos(angle), np.sin(angle)], 1)}))
+    pictures = answers({"image": np.stack([np.cos(angle), np.sin(angle)], 1)})
+    context = reads(data, pictures, lambda batch: np.tile(np.float32([1, 0]), (batch.rows, 1)))
     hits = search(context, data, Reader(), "a red fruit", count=4, same="picture")
     assert [hit.id for hit in hits] == [0, 2, 4, 6]
     assert [hit.rank for hit in hits] == [1, 2, 3, 4]
