@@ -6,9 +6,9 @@ fit one such row on average (kindest to it), or eight, each padded to its longes
 there are fewer shapes to compile for. Same model, same samples in the same order, same choice of kernels; places of
 pictures are ids like any other. A packed row must lose what its samples lose alone (to 1e-4) before time counts.
 
-Useful tokens a second are slots a second, measured on a few batches from all over the data, times the share of slots in
-use in all batches. Compilation is not in the times. The narrower the model, the more of its time goes to attention,
-which costs both sides the same: `--size S` has a width of 384.
+Useful tokens a second are slots a second, measured on a few rows from all over the data and on a few batches, times the
+share of slots in use in all of them. Compilation is not in the times. The narrower the model, the more of its time goes
+to attention, which costs both sides the same: `--size S` has a width of 384.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from mmjax.core.allocator import keep_pages
 from mmjax.core.batch import Batch, Text
 from mmjax.core.compilation import executable
 from mmjax.core.parameters import unbox
+from mmjax.core.pytrees import joined
 from mmjax.models.decoder import Decoder
 from mmjax.nn.decoder_sizes import decoder_size
 from mmjax.nn.stack import Stack
@@ -108,7 +109,7 @@ def agree(of: Callable[[Batch], Callable], row: Batch) -> None:
         here = np.flatnonzero(text.segment[0] == number)
         part = jax.tree.map(lambda x, here=here: np.pad(x[:, here], ((0, 0), (0, LONGEST - len(here)))), text)
         alone.append(part)
-    rows = jax.tree.map(lambda *xs: np.concatenate(xs), *alone)
+    rows = joined(alone)
     rows = dataclasses.replace(rows, segment=np.minimum(rows.segment, 1), slot=np.full_like(rows.ids, -1))
     np.testing.assert_allclose(of(row)(), of(of_text(rows))(), rtol=1e-4)
 
@@ -129,8 +130,7 @@ def main(arguments: list[str]) -> int:
         places = measured(data.data)[data.data.indices(np.arange(SAMPLES)), 0]
         size = round(LENGTH / places.mean())
         rows, batches = packed_rows(data, chosen.rows), padded_batches(data.data, size, chosen.batches)
-        shape = decoder_size(chosen.size)
-        model = Decoder.of(chosen.size, VOCAB, stack=Stack(shape.block(), 1))
+        model = Decoder.of(chosen.size, VOCAB, stack=Stack(decoder_size(chosen.size).block(), 1))
         params = unbox(model.init(jax.random.key(0), as_text(rows[0].text, slice(0, 1), 64))["params"])
         of = stepper(model, params)
         agree(of, rows[0])

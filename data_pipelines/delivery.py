@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import grain
-import jax
 import numpy as np
 
 from mmjax.core.batch import Batch
 from mmjax.core.config import changed, fields_of, is_node
 from mmjax.core.errors import UserError
+from mmjax.core.pytrees import joined
 
 _AHEAD = 2  # batches
 
@@ -106,11 +106,6 @@ def in_order(work: Callable[[int], Batch], steps: int | None, crew: Crew, parts:
     finally:
         atexit.unregister(stream.close)
         stream.close()
-
-
-def joined(pieces: list[Batch]) -> Batch:
-    """One batch out of consecutive rows."""
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
 
 
 def fresh(value: Any) -> Any:

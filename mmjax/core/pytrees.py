@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
 
 C = TypeVar("C")
 
@@ -47,6 +48,11 @@ def map_names(function: Callable[..., Any], tree: Any, *rest: Any, is_leaf: Call
 def matches(pattern: str, name: str) -> bool:
     """Whether a regular expression matches a whole path; `""` matches nothing."""
     return bool(pattern) and re.fullmatch(pattern, name) is not None
+
+
+def joined(trees: Sequence[Any]) -> Any:
+    """One tree of arrays out of several, such as a batch out of consecutive rows."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
 
 
 def element_count(tree: Any) -> int:

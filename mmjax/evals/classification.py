@@ -37,7 +37,7 @@ class Judge:
     ) -> Embedded:
         """What is judged: one row per picture (`same`), those without a class (-1) left out. Raises DataError when none
         has one."""
-        found = embed(context, data, (modality,), self.labels(), output, once=(modality, same)).unique(same)
+        found = embed(context, data, (modality,), self.labels(), output, once=(modality, same))
         found = found.select(found.labels[self.label] >= 0)
         if len(found.id) == 0:
             raise DataError(f"no example has a class in label {self.label!r} (all are -1)")

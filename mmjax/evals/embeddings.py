@@ -70,7 +70,8 @@ def embed(
         return _shared(context, Once(data, tuple(modalities), *once), wanted, output)
     found = [_read(*pair, output, modalities, wanted) for pair in context.outputs(data, output)]
     vectors, columns = _merged(found, modalities, modalities, wanted)
-    return Embedded(vectors, {name: columns[name] for name in wanted}, columns[ID], data.names())
+    whole = Embedded(vectors, {name: columns[name] for name in wanted}, columns[ID], data.names())
+    return whole if once is None or tuple(modalities) != once[:1] else whole.unique(once[1])
 
 
 def _shared(context: EvalContext, data: Once, wanted: Sequence[str], output: str) -> Embedded:

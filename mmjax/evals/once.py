@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -11,19 +11,20 @@ from jaxtyping import Int
 
 from mmjax.core.batch import FAULTS, MODALITIES, Batch
 from mmjax.core.protocols import specs_of
+from mmjax.core.pytrees import joined
 from mmjax.evals.absent import Wrapped
 
 Array = np.ndarray
 
 FIRST = "first of its kind"
-"""A label: the id of the example whose `shared` stands for this one's, -1 where the example lacks a modality."""
+"""A label: the id of the example whose `shared` stands for this one's, -1 where it is null or lacks a modality."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Once(Wrapped):
     """`data` in batches of two kinds, both with the label `FIRST`: the rows with all modalities but `shared`, in order,
-    and the rows that are first of a value of `label` (or have none) with `shared` alone, as many to a batch. Examples
-    that lack one of `modalities` are in neither; where there is no other modality, only the second kind comes."""
+    and the rows that are first of a value of `label` (or have none) with `shared` alone, as many to a batch. An example
+    that lacks one of `modalities` is first of nothing; where there is no other modality, only the second kind comes."""
 
     modalities: tuple[str, ...]
     shared: str
@@ -51,11 +52,11 @@ class Once(Wrapped):
             new = np.flatnonzero((first >= 0) & (first == np.asarray(batch.id)[:, 0]))
             waiting.append(_taken(self._shared(batch), new))
             while sum(part.rows for part in waiting) >= batch.rows:
-                whole = _joined(waiting)
+                whole = joined(waiting)
                 yield _taken(whole, np.arange(batch.rows))
                 waiting = [_taken(whole, np.arange(batch.rows, whole.rows))]
         if any(part.rows for part in waiting):
-            yield _padded(_joined(waiting), batch.rows)
+            yield _padded(joined(waiting), batch.rows)
 
     def _first(self, batch: Batch, seen: dict[int, int]) -> Int[Array, " B"]:
         real = np.asarray(batch.valid)[:, 0]
@@ -77,10 +78,6 @@ class Once(Wrapped):
 
 def _taken(batch: Batch, rows: Int[Array, " n"]) -> Batch:
     return jax.tree.map(lambda x: np.asarray(x)[rows], batch)
-
-
-def _joined(batches: Sequence[Batch]) -> Batch:
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *batches)
 
 
 def _padded(batch: Batch, rows: int) -> Batch:

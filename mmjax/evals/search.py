@@ -34,7 +34,7 @@ def search(
     if not query.strip():
         raise UserError('the search text is empty; say what to look for, such as "a red fruit"')
     (asked,) = normalised(embed(context, Prompts(reader, (query,)), ("text",)).vectors["text"])
-    found = embed(context, data, ("image",), once=("image", same)).unique(same)
+    found = embed(context, data, ("image",), once=("image", same))
     cosine = normalised(found.vectors["image"]) @ asked
     order = np.argsort(-cosine, kind="stable")[:count]
     ids = [int(found.id[i]) for i in order]

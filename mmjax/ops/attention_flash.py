@@ -28,8 +28,8 @@ class Flash:
     pass: O(T) memory (FlashAttention, arXiv 2205.14135, algorithms 1 and 4; the delta of 2307.08691, section 3.1).
 
     Each block of queries visits only the blocks between the first and the last that hold something it may see, which is
-    found out while running. So a packed row costs what its samples cost, and a causal one half of a bidirectional one,
-    whatever the rows look like. In plain XLA, row by row, on each device its own. Gradients in reverse, once."""
+    found out while running: where places are in order, a packed row costs what its samples cost, and a causal one half
+    of a bidirectional one. In plain XLA, row by row, on each device its own. Gradients in reverse, once."""
 
     queries: int = 256
     keys: int = 128
