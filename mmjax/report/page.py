@@ -69,7 +69,7 @@ def render(run: Run, experiment: Any, notes: list[str]) -> str:
     )  # fmt: skip
     environment.filters |= {
         "amount": words.amount, "interval": words.interval, "plain": words.plain, "metric": words.metric,
-        "titled": words.titled, "value_name": words.value_name, "count": words.count,
+        "titled": words.titled, "perfect": words.perfect, "value_name": words.value_name, "count": words.count,
     }  # fmt: skip
     planned = list(getattr(experiment, "evals", {}))  # its order is the author's; results without a plan come last
     judged = {name: run.latest(name) for name in dict.fromkeys([*planned, *run.evals]) if name in run.evals}

@@ -52,6 +52,11 @@ def plain(value: float | None, name: str = "r1") -> str:
     return f"{value * 100:.1f}".replace("-", "\N{MINUS SIGN}")
 
 
+def perfect(name: str) -> int:
+    """What a score of this name is at best, where bars end."""
+    return 10 if name == "cider_d" else 1
+
+
 def amount(record: Tree, name: str = "r1") -> Markup:
     """A result with its exact value for machines: `<data value="0.84213">84.2</data>`."""
     return Markup('<data value="{}">{}</data>').format(record["value"], plain(record["value"], name))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import functools
 import pathlib
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,6 +61,7 @@ def train(
         if start.origin is not None:
             records.tell_origin(folder, start.origin.report(update.trains), writers)
         going = start.step < experiment.steps
+        batches = _begun(_batches(experiment.data, start.examples)) if going else iter(())
         with supervisor.pause("compilation"):
             step = compile_steps(experiment, update, abstract, mesh) if going else None
         flee = functools.partial(recovery.roll_back, experiment, update, abstract, store)
@@ -69,17 +72,16 @@ def train(
             session.keep()  # from here on the run stands alone
         session.evaluate()  # what a stop has cut short
         if step is not None:
-            _run(session, step, feeder(experiment.layout, mesh))
+            _run(session, step, batches, feeder(experiment.layout, mesh))
         session.finish()
         return session.state
 
 
-def _run(session: Session, step: Callable, feed: Callable[[Batch], Batch]) -> None:
+def _run(session: Session, step: Callable, batches: Iterator[Batch], feed: Callable[[Batch], Batch]) -> None:
     """Steps until the last one. The host is at most a few steps ahead of the devices."""
-    data, hooks, folder = session.experiment.data, session.experiment.hooks, session.folder
+    hooks, folder = session.experiment.hooks, session.folder
     in_flight: collections.deque[jax.Array] = collections.deque()
     ahead = steps_ahead(session.mesh)
-    batches = _batches(data, session.examples)
     with jax.transfer_guard("disallow"):
         while not session.last:
             number = session.step + 1
@@ -140,6 +142,25 @@ def steps_ahead(mesh: Mesh) -> int:
     """Steps that may be in flight. Collectives between virtual CPU devices deadlock when two programs overlap: a small
     thread pool runs both."""
     return 0 if mesh.devices.flat[0].platform == "cpu" and mesh.size > 1 else 2
+
+
+def _begun(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches. A thread begins to fetch the first, for which data are opened and perhaps made, so that it is
+    there when the step is compiled."""
+    first: concurrent.futures.Future[Batch] = concurrent.futures.Future()
+
+    def fetch() -> None:
+        try:
+            first.set_result(next(batches))
+        except BaseException as error:  # also what ends a process is raised where the batch is wanted
+            first.set_exception(error)
+
+    def all_of_them() -> Iterator[Batch]:
+        yield first.result()
+        yield from batches
+
+    threading.Thread(target=fetch, name="first batch", daemon=True).start()
+    return all_of_them()
 
 
 def _batches(data: Data, position: int) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import sys
+import threading
 
 import jax
 import jax.monitoring
@@ -18,12 +19,13 @@ from training_toy import Fake, experiment
 from mmjax.core.config import from_json, to_json
 from mmjax.core.errors import DataError, ExitCode, UserError
 from mmjax.core.layout import Layout
+from mmjax.training import loop
 from mmjax.training.average import Ema
 from mmjax.training.checkpoints import Checkpoints, CheckpointStore
 from mmjax.training.experiment import every
 from mmjax.training.guard import Guard
 from mmjax.training.hooks import Hook, Profile
-from mmjax.training.loop import train
+from mmjax.training.loop import compile_steps, train
 from mmjax.training.optim import adamw, frozen
 from mmjax.training.schedules import Cosine
 from mmjax.training.session import Unsupervised
@@ -166,6 +168,24 @@ def test_the_step_is_compiled_once_and_nothing_else_is_compiled_between_steps(tm
         jax.monitoring.clear_event_listeners()
     assert at_step[0] > 0
     assert len(at_step) == 6 and set(at_step) == {at_step[0]}
+
+
+def test_the_data_open_while_the_step_compiles(tmp_path, monkeypatch):
+    opened = threading.Event()
+
+    @dataclasses.dataclass(frozen=True)
+    class Slow(Fake):
+        def batches(self, position=0, process=0, processes=1):
+            opened.set()
+            yield from super().batches(position, process, processes)
+
+    def compile_later(*given):
+        assert opened.wait(timeout=60)
+        return compile_steps(*given)
+
+    monkeypatch.setattr(loop, "compile_steps", compile_later)
+    fit(tmp_path, experiment(data=Slow()))
+    assert [record["examples"] for record in records(tmp_path)] == [16 * (1 + step) for step in range(6)]
 
 
 def test_moving_data_inside_the_loop_is_an_error(tmp_path):
