@@ -10,6 +10,9 @@ FLAGS = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
+    # Without fusion emitters and with this scheduler, collectives that do not depend on each other run in another order
+    # on one virtual device than on the others, which wait for ever: every other time on a busy machine, never since.
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
 )
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"

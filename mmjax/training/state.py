@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from mmjax.core.compilation import ONCE, Jitted
 from mmjax.core.parameters import Declared, is_declared, unbox
 from mmjax.core.pytrees import map_names, record
 from mmjax.training.experiment import Experiment
@@ -67,7 +68,7 @@ def new_state(
         return _state(experiment, update, params)
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(dict(given))
+    return Jitted(create, ONCE, out_shardings=shardings, donate_argnums=0)(dict(given))
 
 
 def inference_params(experiment: Experiment, state: TrainState) -> Any:
