@@ -6,7 +6,7 @@
 Pictures meet captions as in experiments/emoji_towers.py; the same picture encoder is the memory of a small decoder that
 writes names and answers, and that judges whether a caption fits. Learns from OpenMoji and Noto pictures.
 
-On 2 cores it takes 8 to 11 minutes of training and 1.5 of evaluation. To expect on unseen compositions: R@1 .88,
+On 2 cores it takes 6 to 9 minutes of training and 1 of evaluation. To expect on unseen compositions: R@1 .88,
 answers .875 (without the picture .29), CIDEr-D of names 3.2.
 """
 
@@ -61,11 +61,18 @@ OF_QUESTION = ("kind", "language", "picture", "style", "tone", "gender", "concep
 
 
 def experiment(
-    width: int = 128, depth: int = 2, batch: int = 256, spoken: int = 40, judged: int = 24, steps: int = 760
+    width: int = 128,
+    depth: int = 2,
+    batch: int = 256,
+    toned: float = 0.5,
+    spoken: int = 36,
+    judged: int = 16,
+    steps: int = 700,
 ) -> Experiment:
-    """width, depth: of the decoder; batch: pictures per step that meet captions; spoken: pictures that are asked about;
-    judged: of the former, those whose captions are held against other pictures."""
-    towers = emoji_towers.experiment(batch=batch, steps=steps)
+    """width, depth: of the decoder; batch: pictures per step that meet captions, `toned` of them people who differ in
+    tone and gender alone; spoken: pictures that are asked about; judged: of the former, those whose captions are held
+    against other pictures."""
+    towers = emoji_towers.experiment(batch=batch, toned=toned, steps=steps)
     picture, caption, *known = towers.data.parts[0].features
     words, rows, size = caption.tokenizer, batch + spoken, picture.height
     chat = ChatFeature(words, prefix_answer(), 2 * caption.length, {"image": 0}, (picture,))
@@ -123,8 +130,8 @@ def _block(width: int) -> Block:
 PLAN = """\
 mmjax demo: a model that finds pictures by words in 14 languages, and names them and answers questions in 4.
   1. draws 3,773 emoji by three artists and learns a vocabulary                      about 30 s, once
-  2. trains on two of the artists: contrastive, matching and language objectives     8 to 11 min on 2 cores
-  3. evaluates on concepts, compositions and a style it has never seen               about 90 s
+  2. trains on two of the artists: contrastive, matching and language objectives     6 to 9 min on 2 cores
+  3. evaluates on concepts, compositions and a style it has never seen               about 60 s
   4. writes a page with pictures, captions, answers, curves and tables
 Stop it whenever you like: the same command goes on where it stopped."""
 

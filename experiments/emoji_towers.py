@@ -49,9 +49,15 @@ SLICES = ("language", "kin", "style", "tone", "gender", "group")
 
 
 def experiment(
-    width: int = 256, resolution: int = 48, batch: int = 256, captions: int = 3, steps: int = 1_250
+    width: int = 256,
+    resolution: int = 48,
+    batch: int = 256,
+    captions: int = 3,
+    toned: float = 0.4,
+    steps: int = 1_250,
 ) -> Experiment:
-    """width: of the shared space; resolution: pixels; batch: pictures per step, each with `captions` of its names."""
+    """width: of the shared space; resolution: pixels; batch: pictures per step, each with `captions` of its names;
+    toned: the share of people who differ in tone and gender alone: each other's hardest negatives."""
     train = EmojiPairs("train", resolution=resolution, captions=captions)
     words = SentencePiece(train, vocabulary=10_000, normalisation="nfkc_cf")
     read = TextFeature(words, length=16)
@@ -79,8 +85,9 @@ def experiment(
             text=_text_tower(train, words, width),
             head=Contrastive(width, scale=20.0),
         ),
-        # Two fifths of a batch are people who differ in tone and gender alone: each other's hardest negatives.
-        data=Mixture((drawn("base", OneOfEach("code")), drawn("toned", Clustered("concept", "code", 4))), (0.6, 0.4)),
+        data=Mixture(
+            (drawn("base", OneOfEach("code")), drawn("toned", Clustered("concept", "code", 4))), (1 - toned, toned)
+        ),
         objectives={"infonce": weighted(1.0, InfoNCE(same="picture", alike=("caption_id",)))},
         # Adam for the words: their matrices are large and their gradients sparse; orthogonalising them costs too much.
         optimizer=muon(
