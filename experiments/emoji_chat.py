@@ -67,7 +67,7 @@ def experiment(
     toned: float = 0.5,
     spoken: int = 36,
     judged: int = 16,
-    steps: int = 700,
+    steps: int = 750,
 ) -> Experiment:
     """width, depth: of the decoder; batch: pictures per step that meet captions, `toned` of them people who differ in
     tone and gender alone; spoken: pictures that are asked about; judged: of the former, those whose captions are held
@@ -89,6 +89,8 @@ def experiment(
     writer, truth = Writer(chat, steps=16), Field("answer")
     grouping = Grouping(cluster="concept", macro="language", slices=("kind", "language", "style", "tone", "gender"))
     pairing = Grouping(cluster="concept", macro="language", slices=("language", "style", "tone", "gender"))
+    fitting = towers.evals["unseen_compositions"].evaluator.data
+    fitting = dataclasses.replace(fitting, source=dataclasses.replace(fitting.source, languages=SPOKEN))
     pairs = [dataclasses.replace(part, batch=rows) for part in towers.data.parts]
     shares = [*(batch * weight for weight in towers.data.weights), *(spoken * share for share in ASKED.values())]
     return towers.replace(
@@ -116,7 +118,7 @@ def experiment(
         | {
             "answers": every(0, Answering(held("tone", "gender"), writer, truth, (ExactMatch(),), grouping)),
             "captions": every(0, Captioning(held("name"), writer, truth, grouping=grouping)),
-            "fitting": every(0, Fitting(towers.evals["unseen_compositions"].evaluator.data, pairing)),
+            "fitting": every(0, Fitting(fitting, pairing)),
         },
     )
 
