@@ -69,9 +69,9 @@ def experiment(
     judged: int = 24,
     steps: int = 760,
 ) -> Experiment:
-    """width, depth: of the decoder; batch: pictures per step that meet captions, `toned` of them people who differ in
-    tone and gender alone; spoken: pictures that are asked about; judged: of the former, those whose captions are held
-    against other pictures."""
+    """width, depth: of the decoder; batch: pictures per step that meet captions; toned: the share of people who differ
+    in tone and gender alone among them; spoken: pictures that are asked about; judged: of the former, those whose
+    captions are held against other pictures."""
     towers = emoji_towers.experiment(batch=batch, toned=toned, steps=steps)
     picture, caption, *known = towers.data.parts[0].features
     words, rows, size = caption.tokenizer, batch + spoken, picture.height

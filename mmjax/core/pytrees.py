@@ -55,6 +55,11 @@ def joined(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
 
 
+def taken(tree: Any, rows: Any) -> Any:
+    """A tree of numpy arrays with these rows of each, such as a batch of some rows of another."""
+    return jax.tree.map(lambda x: np.asarray(x)[rows], tree)
+
+
 def element_count(tree: Any) -> int:
     """Number of scalars in a tree of arrays or ShapeDtypeStructs."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

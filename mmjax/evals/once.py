@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
 from mmjax.core.batch import FAULTS, MODALITIES, Batch
 from mmjax.core.protocols import specs_of
-from mmjax.core.pytrees import joined
+from mmjax.core.pytrees import joined, taken
 from mmjax.evals.absent import Wrapped
 
 Array = np.ndarray
@@ -50,11 +49,11 @@ class Once(Wrapped):
             if rest is not None:
                 yield rest
             new = np.flatnonzero((first >= 0) & (first == np.asarray(batch.id)[:, 0]))
-            waiting.append(_taken(self._shared(batch), new))
+            waiting.append(taken(self._shared(batch), new))
             while sum(part.rows for part in waiting) >= batch.rows:
                 whole = joined(waiting)
-                yield _taken(whole, np.arange(batch.rows))
-                waiting = [_taken(whole, np.arange(batch.rows, whole.rows))]
+                yield taken(whole, np.arange(batch.rows))
+                waiting = [taken(whole, np.arange(batch.rows, whole.rows))]
         if any(part.rows for part in waiting):
             yield _padded(joined(waiting), batch.rows)
 
@@ -76,14 +75,10 @@ class Once(Wrapped):
         return batch.replace(**{name: None for name in MODALITIES if name != self.shared})
 
 
-def _taken(batch: Batch, rows: Int[Array, " n"]) -> Batch:
-    return jax.tree.map(lambda x: np.asarray(x)[rows], batch)
-
-
 def _padded(batch: Batch, rows: int) -> Batch:
     """Its last row is repeated, as padding."""
     real = np.arange(rows) < batch.rows
-    whole = _taken(batch, np.minimum(np.arange(rows), batch.rows - 1))
+    whole = taken(batch, np.minimum(np.arange(rows), batch.rows - 1))
     labels = {**whole.labels, FIRST: np.where(real[:, None], whole.labels[FIRST], -1)}
     fault = np.where(real[:, None], whole.fault, FAULTS.index("padding")).astype(np.uint8)
     return whole.replace(labels=labels, fault=fault)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmjax.core.batch import Batch, Text
 from mmjax.core.protocols import Data, EvalContext
-from mmjax.core.pytrees import joined
+from mmjax.core.pytrees import joined, taken
 from mmjax.decoding.generate import generate
 from mmjax.decoding.samplers import Greedy, Sampler
 
@@ -54,14 +54,15 @@ class Writer:
             for number, batch in enumerate(data.batches()):
                 context.poll()
                 asked = prompts(batch)
-                alone = [(number, row) for row in range(batch.rows)]
-                yield from queue.add(batch, asked, _digests(asked) if isinstance(self.sampler, Greedy) else alone)
+                drawn = not isinstance(self.sampler, Greedy)
+                keys = [(number, row) for row in range(batch.rows)] if drawn else _digests(asked)
+                yield from queue.add(batch, asked, keys)
             yield from queue.emptied()
 
     def _written(self, context: EvalContext, batch: Batch, number: int) -> list[str]:
         key = jax.random.fold_in(jax.random.key(self.seed), number)
-        stops = self.speller.stops
-        made = generate(context.model, context.params, batch, self.sampler, self.steps, end=stops, rng=key)
+        model, params, end = context.model, context.params, self.speller.stops
+        made = generate(model, params, batch, self.sampler, self.steps, end=end, rng=key)
         ids, lengths = np.asarray(made.ids), np.asarray(made.lengths)
         return self.speller.answers([row[:length].tolist() for row, length in zip(ids, lengths, strict=True)])
 
@@ -83,7 +84,7 @@ class _Queue:
         self._rows = batch.rows
         for row, key in enumerate(keys):
             if key not in self._texts and key not in self._unwritten:
-                self._unwritten[key] = jax.tree.map(lambda x, row=row: np.asarray(x)[row : row + 1], asked)
+                self._unwritten[key] = taken(asked, [row])
         self._waiting.append((batch, keys))
         while len(self._unwritten) >= batch.rows or (self._unwritten and len(self._waiting) > MOST_WAITING):
             self._some()
