@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.core.errors import UserError
+from mmjax.ops.vocabulary import likeliest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Greedy:
     """The likeliest id; of several, the first."""
 
     def __call__(self, logits: Float[Array, "B V"], keys: Array) -> Int[Array, " B"]:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return likeliest(logits)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,7 @@ def _choose(
 ) -> Float[Array, "B C"]:
     model, params = fixed.with_parameters(params)
     rows, count, length = ids.shape
-    logits, state = start(model, params, batch, room=length, slack=length - 1, abreast=count * length)
+    logits, state = start(model, params, batch, room=length, slack=length - 1)
     spread = jnp.repeat(jnp.arange(rows), count)
     logits, ids = logits[spread][:, None], ids.reshape(rows * count, length)
     if length > 1:

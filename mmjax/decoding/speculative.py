@@ -19,6 +19,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.pytrees import record
 from mmjax.decoding.generate import Generated, ends
 from mmjax.decoding.state import Fixed, State, advance, asked, start
+from mmjax.ops.vocabulary import likeliest
 
 
 @record
@@ -75,7 +76,7 @@ def _speculate(
 ) -> Speculated:
     (large, large_params), (small, small_params) = map(Fixed.with_parameters, models, params)
     room = steps + guesses + 1
-    logits, state = start(large, large_params, batches[0], room, slack=guesses, abreast=guesses + 1)
+    logits, state = start(large, large_params, batches[0], room, slack=guesses)
     last, log_prob = _likeliest(logits)
     rows = last.shape[0]
     ids = jnp.full((rows, room), -1, jnp.int32).at[:, 0].set(last)
@@ -121,7 +122,7 @@ def _guess(model: nn.Module, params: Any, carry: tuple[State, Array], _: None) -
 
 def _likeliest(logits: Float[Array, "*B V"]) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:
     logits = logits.astype(jnp.float32)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.max(jax.nn.log_softmax(logits), axis=-1)
+    return likeliest(logits), jnp.max(jax.nn.log_softmax(logits), axis=-1)
 
 
 def _cut(done: _Round, steps: int, end: tuple[int, ...], batch: Batch) -> Generated:

@@ -24,7 +24,6 @@ from mmjax.core.parameters import unbox
 from mmjax.core.pytrees import record
 from mmjax.core.tokens import Live, Places, Tokens
 from mmjax.nn.cache import CACHE, FRESH, MEMORY, opened, regrouped, written
-from mmjax.nn.linear import FEW, Linear
 from mmjax.nn.stack import Stack, apart, at, called, placed
 
 SMALLEST = 16  # tokens of the smallest bucket
@@ -82,21 +81,14 @@ class State:
         )
 
 
-def start(
-    model: nn.Module, params: Any, batch: Batch, room: int, slack: int = 0, abreast: int = 1
-) -> tuple[Float[Array, "B V"], State]:
-    """Logits of what follows each prompt, and the state with `room` slots for more. slack: see `nn.cache.opened`.
-    abreast: how many ids each row will go on with at once."""
+def start(model: nn.Module, params: Any, batch: Batch, room: int, slack: int = 0) -> tuple[Float[Array, "B V"], State]:
+    """Logits of what follows each prompt, and the state with `room` slots for more. slack: see `nn.cache.opened`."""
     variables = {"params": params}
     fused = model.apply(variables, batch, method="fuse")
-    with called(Stack) as stacks, called(Linear) as linears:
+    with called(Stack) as stacks:
         logits, made = model.apply(variables, fused, method="prefill", mutable=[FRESH, MEMORY])
     layers = {}
     if jax.default_backend() == "cpu":  # XLA:CPU copies a layer out of its stack: 3 times the bytes at every token
-        if 1 < batch.rows * abreast <= FEW:
-            for path, linear in linears.items():
-                if its := at(params, path):  # nothing where a wrapper shares the scope of what it wraps
-                    params = placed(params, path, linear.turned(its))
         layers = {path: apart(at(params, path)) for path in stacks}
         for path in stacks:
             made = {kind: placed(tree, path, apart(at(tree, path))) for kind, tree in made.items()}

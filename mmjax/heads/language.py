@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int
 from mmjax.core.batch import Text
 from mmjax.core.parameters import declare, slot
 from mmjax.core.tokens import Places
-from mmjax.nn.linear import FEW, Normal
+from mmjax.nn.linear import Normal
 from mmjax.nn.norms import RMSNorm
 from mmjax.ops.crossentropy import Auto, Execution, cross_entropy
 from mmjax.ops.divergence import divergence
-from mmjax.ops.vocabulary import Form, Words
+from mmjax.ops.vocabulary import FEW, Form, Words
 
 
 class Language(nn.Module):

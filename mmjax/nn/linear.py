@@ -1,14 +1,10 @@
-"""Linear maps as einsums whose letters name the dimensions.
-
-For a few rows at a time, XLA:CPU is twice as fast when the kernel stands first in the product and the dimensions that
-are summed lie last in it: a kernel may be stored that way, `turned`.
-"""
+"""Linear maps as einsums whose letters name the dimensions."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,9 +20,6 @@ LETTERS = {
     "c": "channel", "s": "stack", "l": "latents", "x": "experts",
 }  # fmt: skip
 """What each letter of a kernel means; a capital is a second dimension of the same kind (`dD` is width to width)."""
-
-TURNED = "turned"
-FEW = 64  # rows up to which a product with the kernel first pays
 
 
 class Linear(nn.Module):
@@ -50,16 +43,12 @@ class Linear(nn.Module):
             raise UserError(f"{self.name}: {self.equation} takes an input of {len(inputs)} dimensions; got {x.shape}")
         size = dict(zip(inputs, x.shape, strict=True))
         size |= dict(zip([letter for letter in kernel if letter not in size], self.out, strict=True))
-        if self.has_variable("params", TURNED):
-            one, other = (self._turned, self.get_variable("params", TURNED)), (inputs, x)
-        else:
-            fan_in = math.prod(size[letter] for letter in kernel if letter not in output)
-            weight = declare(self, "kernel", Normal(self.gain * fan_in**-0.5), **self._dims(kernel, size))
-            one, other = (inputs, x), (kernel, weight)
+        fan_in = math.prod(size[letter] for letter in kernel if letter not in output)
+        weight = declare(self, "kernel", Normal(self.gain * fan_in**-0.5), **self._dims(kernel, size))
         # First in the order of the product itself: asked for another one at once, einsum swaps the two, and XLA:CPU
         # copies what does not lie as it likes at every call.
-        plain = "".join(dict.fromkeys(letter for letter in one[0] + other[0] if letter in output))
-        y = jnp.einsum(f"{one[0]},{other[0]}->{plain}", one[1].astype(x.dtype), other[1].astype(x.dtype))
+        plain = "".join(dict.fromkeys(letter for letter in inputs + kernel if letter in output))
+        y = jnp.einsum(f"{inputs},{kernel}->{plain}", x, weight.astype(x.dtype))
         y = y.transpose([plain.index(letter) for letter in output])
         if not self.bias:
             return y
@@ -67,21 +56,11 @@ class Linear(nn.Module):
         bias = declare(self, "bias", nn.initializers.zeros, **self._dims(kept, size))
         return y + bias.astype(x.dtype).reshape([size[letter] if letter in kept else 1 for letter in output])
 
-    def turned(self, params: Mapping[str, Array]) -> Mapping[str, Array]:
-        """These parameters, perhaps of many layers, with the kernel as few rows like it on CPUs."""
-        rest = {name: value for name, value in params.items() if name != "kernel"}
-        return rest | {TURNED: jnp.einsum(f"...{self._letters[1]}->...{self._turned}", params["kernel"])}
-
     @property
     def _letters(self) -> tuple[str, str, str]:
         """Those of input, kernel and output."""
         (inputs, kernel), output = self.equation.split("->")[0].split(","), self.equation.split("->")[1]
         return inputs, kernel, output
-
-    @property
-    def _turned(self) -> str:
-        kernel, output = self._letters[1:]
-        return "".join(sorted(kernel, key=lambda letter: letter not in output))
 
     def _dims(self, letters: str, size: dict[str, int]) -> dict[str, int]:
         return {LETTERS[letter.lower()] + "_" * letter.isupper(): size[letter] for letter in letters}

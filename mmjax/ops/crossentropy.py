@@ -24,7 +24,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.core.errors import UserError
 from mmjax.core.pytrees import record
-from mmjax.ops.vocabulary import PLACES, WORDS, Chunk, Form, Spread, Words, over_chunks, slopes_of, words_of
+from mmjax.ops.vocabulary import (
+    PLACES,
+    WORDS,
+    Chunk,
+    Form,
+    Spread,
+    Words,
+    first_best,
+    over_chunks,
+    slopes_of,
+    words_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +145,6 @@ def _sum_and_score_backward(kept: tuple[Array, Array, Array], slopes: tuple[Arra
 _sum_and_score.defvjp(_sum_and_score_forward, _sum_and_score_backward)
 
 
-def _first_best(z: Float[Array, "*n C"], top: Float[Array, "*n"], number: Int[Array, " C"]) -> Int[Array, "*n"]:
-    """The smallest number whose score is the `top` one: two plain reductions, where an argmax would be one that
-    compilers do not vectorise."""
-    return jnp.min(jnp.where(z == top[..., None], number, jnp.iinfo(jnp.int32).max), axis=-1)
-
-
 def _told(form: Form, target: Array, log_z: Array, at: Array, best: Array) -> Scores:
     """Zero where nothing is to be predicted, NaN where what is to be is no word."""
     real = target >= 0
@@ -164,7 +169,7 @@ class _Sums:
     def fold(self, z: Float[Array, "N C"], number: Int[Array, " C"], target: Int[Array, " N"]) -> _Sums:
         """With some more entries. A score of -inf is not there."""
         top = jnp.max(z, axis=1)
-        index = _first_best(z, top, number)
+        index = first_best(z, top, number)
         best = jnp.maximum(self.best, top)
         total = self.total * jnp.exp(self.best - best) + jnp.sum(jnp.exp(z - best[:, None]), axis=1)
         mine = (number == target[:, None]) & (z > -jnp.inf)

@@ -64,6 +64,12 @@ def test_forbidden_ids_are_never_kept_nor_drawn():
     assert np.array_equal(Greedy()(LOGITS, None), LOGITS.argmax(-1))
 
 
+def test_greedy_takes_the_first_of_equals_and_stays_inside_the_vocabulary():
+    rows = jnp.asarray([[1.0, 7, 7, 2], [-jnp.inf, -jnp.inf, -3, -jnp.inf], [-jnp.inf] * 4, [0, jnp.nan, 1, 2]])
+    ids = np.asarray(Greedy()(rows, None))
+    assert ids[:3].tolist() == [1, 2, 0] and 0 <= ids[3] < 4
+
+
 def test_senseless_settings_are_refused_together():
     with pytest.raises(UserError, match=r"temperature must be above 0 .* got 0.*top_k .* got 0; min_p .* got 1.5"):
         Sampling(temperature=0, top_k=0, min_p=1.5)

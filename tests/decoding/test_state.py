@@ -10,7 +10,6 @@ from mmjax.core.tokens import Places, Tokens
 from mmjax.decoding.state import Fixed, advance, asked, start
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block, Chain
-from mmjax.nn.linear import TURNED, Linear
 from mmjax.nn.stack import Stack, apart, at, called, placed
 from tests.decoding.conftest import rows_of
 from tests.drawn import drawn
@@ -26,18 +25,14 @@ PATHS = {"two": [("blocks_0",), ("blocks_1",)]}
 
 
 @pytest.mark.parametrize("name", STACKS)
-def test_layers_that_lie_apart_with_turned_kernels_say_what_the_stack_says(name):
+def test_layers_that_lie_apart_say_what_the_stack_says(name):
     model, rng = STACKS[name], np.random.default_rng(0)
     x, memory = (jnp.asarray(rng.normal(size=(2, length, 8)), jnp.float32) for length in (5, 3))
     given = x, Places.all_of("text", 2, 5).causal(), Tokens(memory, Places.all_of("image", 2, 3))
     params = drawn(model, *given)["params"]
-    with called(Stack) as paths, called(Linear) as linears:
+    with called(Stack) as paths:
         whole = model.apply({"params": params}, *given)
     assert list(paths) == PATHS.get(name, [()])
-    for path, linear in linears.items():
-        before = at(params, path)
-        params = placed(params, path, linear.turned(before))
-        assert {*at(params, path)} == {*before} - {"kernel"} | {TURNED}
     for path in paths:
         stacked = at(params, path)
         params = placed(params, path, apart(stacked))
@@ -60,15 +55,6 @@ def test_a_step_on_a_cpu_does_not_loop_over_stacked_layers(each):
     state = jax.eval_shape(lambda p: start(model, p, batch, room=2), params)[1]
     step = jax.jit(lambda p, state: advance(model, p, state, ids)).lower(params, state).as_text()
     assert "stablehlo.while" not in step and "stablehlo.dot_general" in step
-
-
-@pytest.mark.parametrize(("rows", "abreast", "turned"), [(1, 1, False), (2, 1, True), (1, 2, True), (65, 1, False)])
-def test_kernels_are_turned_where_a_few_rows_are_read_at_once(plain, rows, abreast, turned):
-    model, params = plain
-    batch = asked(model, rows_of([[3, 1]] * rows), 2)
-    state = jax.eval_shape(lambda p: start(model, p, batch, room=2, abreast=abreast), params)[1]
-    paths = [path[-1].key for path, _ in jax.tree_util.tree_flatten_with_path(state.layers)[0]]
-    assert (TURNED in paths, "kernel" in paths) == (turned, not turned)
 
 
 @pytest.mark.parametrize("name", ["whisper", "unified_io", "show_attend_tell", "coca"])
