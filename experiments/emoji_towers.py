@@ -61,7 +61,8 @@ def experiment(
     train = EmojiPairs("train", resolution=resolution, captions=captions)
     words = SentencePiece(train, vocabulary=10_000, normalisation="nfkc_cf")
     read = TextFeature(words, length=16)
-    # Cut up in another way each time, the parts of words are learnt, too: R@10 of unseen concepts .466 instead of .447.
+    # Cut up in another way each time, parts of words are learnt, too: after 600 steps R@10 of unseen concepts is .466
+    # instead of .447, but R@1 of the unseen style .283 instead of .314.
     read_many = dataclasses.replace(read, samples=captions, subwords=Subwords(alpha=0.6))
 
     def data(source: EmojiPairs, text: TextFeature = read, rows: int = 256, **order: Any) -> Pipeline:
