@@ -1,9 +1,10 @@
 """Pictures and their names in 14 languages in one space.
 
-    mmjax train experiments/emoji_towers.py          7 minutes on 2 cores
+    mmjax train experiments/emoji_towers.py          4 minutes on 2 cores of an AMD EPYC (Zen 5)
 
 Trains on OpenMoji and Noto pictures and judges three kinds of things it has never seen: concepts, compositions of role,
-gender and skin tone whose parts it knows, and the style of a third artist (Twemoji).
+gender and skin tone whose parts it knows, and the style of a third artist (Twemoji). To expect from text to image: R@1
+.24 (R@10 .46), .91 and .35.
 """
 
 from __future__ import annotations

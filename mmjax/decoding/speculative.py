@@ -77,7 +77,7 @@ def _speculate(
     (large, large_params), (small, small_params) = map(Fixed.with_parameters, models, params)
     room = steps + guesses + 1
     logits, state = start(large, large_params, batches[0], room, slack=guesses)
-    last, log_prob = _likeliest(logits)
+    last, log_prob = _said(logits)
     rows = last.shape[0]
     ids = jnp.full((rows, room), -1, jnp.int32).at[:, 0].set(last)
     log_probs = jnp.zeros((rows, room)).at[:, 0].set(log_prob)
@@ -93,7 +93,7 @@ def _speculate(
         state, guessed = jax.lax.scan(guess, (now.small, now.last), length=guesses + 1)
         tried = jnp.concatenate([now.last[:, None], guessed[:-1].T], axis=1)  # the last guess only filled the cache
         logits, big = advance(large, large_params, now.large, tried)
-        said, log_probs = _likeliest(logits)
+        said, log_probs = _said(logits)
         right = jnp.cumprod(tried[:, 1:] == said[:, :-1], axis=1).sum(axis=1)
         taken = jnp.min(jnp.where(now.ended, guesses, right)) + 1
         over = jnp.cumsum(ends(said, end) & (jnp.arange(guesses + 1) < taken), axis=1)
@@ -116,11 +116,12 @@ def _speculate(
 
 def _guess(model: nn.Module, params: Any, carry: tuple[State, Array], _: None) -> tuple[tuple[State, Array], Array]:
     logits, state = advance(model, params, carry[0], carry[1][:, None])
-    ids = _likeliest(logits[:, 0])[0]
+    ids = likeliest(logits[:, 0])
     return (state, ids), ids
 
 
-def _likeliest(logits: Float[Array, "*B V"]) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:
+def _said(logits: Float[Array, "*B V"]) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:
+    """The likeliest ids and their log-probabilities."""
     logits = logits.astype(jnp.float32)
     return likeliest(logits), jnp.max(jax.nn.log_softmax(logits), axis=-1)
 

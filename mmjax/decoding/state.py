@@ -24,7 +24,7 @@ from mmjax.core.parameters import unbox
 from mmjax.core.pytrees import record
 from mmjax.core.tokens import Live, Places, Tokens
 from mmjax.nn.cache import CACHE, FRESH, MEMORY, opened, regrouped, written
-from mmjax.nn.stack import Stack, apart, at, called, placed
+from mmjax.nn.stack import apart, at, placed, stacks_called
 
 SMALLEST = 16  # tokens of the smallest bucket
 
@@ -85,7 +85,7 @@ def start(model: nn.Module, params: Any, batch: Batch, room: int, slack: int = 0
     """Logits of what follows each prompt, and the state with `room` slots for more. slack: see `nn.cache.opened`."""
     variables = {"params": params}
     fused = model.apply(variables, batch, method="fuse")
-    with called(Stack) as stacks:
+    with stacks_called() as stacks:
         logits, made = model.apply(variables, fused, method="prefill", mutable=[FRESH, MEMORY])
     layers = {}
     if jax.default_backend() == "cpu":  # XLA:CPU copies a layer out of its stack: 3 times the bytes at every token

@@ -101,16 +101,15 @@ Path = tuple[str, ...]
 
 
 @contextlib.contextmanager
-def called(kind: type[nn.Module]) -> Iterator[dict[Path, nn.Module]]:
-    """The modules of a kind that are called inside of this context, by where their variables lie; of nested ones the
-    outer."""
-    found: dict[Path, nn.Module] = {}
+def stacks_called() -> Iterator[list[Path]]:
+    """Where the variables of the stacks lie that are called inside of this context; of nested ones the outer."""
+    found: list[Path] = []
 
     def note(function: Callable[..., Any], given: Any, named: Any, context: Any) -> Any:
         path = context.module.path
         known = any(path[: len(other)] == other for other in found)
-        if isinstance(context.module, kind) and context.method_name == "__call__" and not known:
-            found[path] = context.module
+        if isinstance(context.module, Stack) and context.method_name == "__call__" and not known:
+            found.append(path)
         return function(*given, **named)
 
     with nn.intercept_methods(note):

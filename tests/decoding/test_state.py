@@ -10,7 +10,7 @@ from mmjax.core.tokens import Places, Tokens
 from mmjax.decoding.state import Fixed, advance, asked, start
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block, Chain
-from mmjax.nn.stack import Stack, apart, at, called, placed
+from mmjax.nn.stack import Stack, apart, at, placed, stacks_called
 from tests.decoding.conftest import rows_of
 from tests.drawn import drawn
 from tests.models import seq2seq_toy
@@ -30,9 +30,9 @@ def test_layers_that_lie_apart_say_what_the_stack_says(name):
     x, memory = (jnp.asarray(rng.normal(size=(2, length, 8)), jnp.float32) for length in (5, 3))
     given = x, Places.all_of("text", 2, 5).causal(), Tokens(memory, Places.all_of("image", 2, 3))
     params = drawn(model, *given)["params"]
-    with called(Stack) as paths:
+    with stacks_called() as paths:
         whole = model.apply({"params": params}, *given)
-    assert list(paths) == PATHS.get(name, [()])
+    assert paths == PATHS.get(name, [()])
     for path in paths:
         stacked = at(params, path)
         params = placed(params, path, apart(stacked))
