@@ -91,7 +91,7 @@ def beam(
 def _beam(fixed: Fixed, params: Any, batch: Batch, constraint: Constraint, rules: _Rules) -> Hypotheses:
     model, params = fixed.with_parameters(params)
     text, rows, width = batch.text, batch.text.ids.shape[0], rules.width
-    logits, state = start(model, params, batch, rules.steps)
+    logits, state = start(model, params, batch, rules.steps, abreast=width)
     memo = constraint.begin(text.ids, (text.segment > 0) & (text.slot < 0))
     spread = jnp.repeat(jnp.arange(rows), width)
     none = jnp.full((rows, width, rules.steps), -1), jnp.zeros((rows, width, rules.steps))

@@ -64,7 +64,7 @@ class Turn:
     @classmethod
     def first(cls, model: nn.Module, params: Any, batch: Batch, policy: Policy, keys: Array, room: int) -> Turn:
         """The ids right after the prompts."""
-        logits, state = start(model, params, batch, room)
+        logits, state = start(model, params, batch, room, abreast=1)
         text, rows = batch.text, batch.text.ids.shape[0]
         memo = policy.constraint.begin(text.ids, (text.segment > 0) & (text.slot < 0))
         nothing = jnp.zeros(rows, jnp.int32), jnp.zeros(rows), ~state.last.valid[:, 0], jnp.zeros((), jnp.int32)

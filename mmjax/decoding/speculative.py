@@ -76,13 +76,13 @@ def _speculate(
 ) -> Speculated:
     (large, large_params), (small, small_params) = map(Fixed.with_parameters, models, params)
     room = steps + guesses + 1
-    logits, state = start(large, large_params, batches[0], room, slack=guesses)
+    logits, state = start(large, large_params, batches[0], room, slack=guesses, abreast=guesses + 1)
     last, log_prob = _said(logits)
     rows = last.shape[0]
     ids = jnp.full((rows, room), -1, jnp.int32).at[:, 0].set(last)
     log_probs = jnp.zeros((rows, room)).at[:, 0].set(log_prob)
     ended = ends(last, end) | ~state.last.valid[:, 0]
-    draft = start(small, small_params, batches[1], room, slack=guesses)[1]
+    draft = start(small, small_params, batches[1], room, slack=guesses, abreast=1)[1]
     first = _Round(ids, log_probs, last, ended, jnp.array(1), jnp.array(0), state, draft)
 
     def going(now: _Round) -> Array:

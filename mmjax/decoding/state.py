@@ -23,8 +23,9 @@ from mmjax.core.errors import UserError
 from mmjax.core.parameters import unbox
 from mmjax.core.pytrees import record
 from mmjax.core.tokens import Live, Places, Tokens
-from mmjax.nn.cache import CACHE, FRESH, MEMORY, opened, regrouped, written
-from mmjax.nn.stack import apart, at, placed, stacks_called
+from mmjax.nn.cache import CACHE, FRESH, LAID, MEMORY, opened, regrouped, written
+from mmjax.nn.stack import apart, at, placed, stacks_called, without
+from mmjax.ops.blocks import ROWS
 
 SMALLEST = 16  # tokens of the smallest bucket
 
@@ -52,7 +53,8 @@ class Fixed:
 @record
 class State:
     """Where decoding stands. `last` [B 1] are the places of the rows' last tokens. `layers`: parameters of the stacks
-    whose layers the steps read one by one, by their path in the parameters; their cache lies in the same way."""
+    whose layers the steps read one by one, by their path in the parameters; their cache lies in the same way, and so do
+    the matrices that are `laid` out for a few rows."""
 
     cache: Any
     kept: Any  # keys and values of the memory
@@ -61,6 +63,7 @@ class State:
     last: Places
     cursor: Int[Array, ""]
     layers: Any
+    laid: Any
 
     def back(self, count: Int[Array, ""]) -> State:
         """As if the last `count` tokens had not been: what they wrote is overwritten before anyone sees it."""
@@ -78,26 +81,33 @@ class State:
             take(self.last),
             self.cursor,
             self.layers,
+            self.laid,
         )
 
 
-def start(model: nn.Module, params: Any, batch: Batch, room: int, slack: int = 0) -> tuple[Float[Array, "B V"], State]:
-    """Logits of what follows each prompt, and the state with `room` slots for more. slack: see `nn.cache.opened`."""
-    variables = {"params": params}
+def start(
+    model: nn.Module, params: Any, batch: Batch, room: int, slack: int = 0, abreast: int = 0
+) -> tuple[Float[Array, "B V"], State]:
+    """Logits of what follows each prompt, and the state with `room` slots for more. slack: see `nn.cache.opened`.
+    abreast: how many ids each row will go on with at every step, where there are many steps."""
+    variables, on_cpu = {"params": params}, jax.default_backend() == "cpu"
+    lays = [LAID] if on_cpu and batch.rows * abreast in ROWS else []
     fused = model.apply(variables, batch, method="fuse")
     with stacks_called() as stacks:
-        logits, made = model.apply(variables, fused, method="prefill", mutable=[FRESH, MEMORY])
+        logits, made = model.apply(variables, fused, method="prefill", mutable=[FRESH, MEMORY, *lays])
     layers = {}
-    if jax.default_backend() == "cpu":  # XLA:CPU copies a layer out of its stack: 3 times the bytes at every token
+    if on_cpu:  # XLA:CPU copies a layer out of its stack: 3 times the bytes at every token
         layers = {path: apart(at(params, path)) for path in stacks}
         for path in stacks:
             made = {kind: placed(tree, path, apart(at(tree, path))) for kind, tree in made.items()}
+            layers[path] = without(layers[path], at(made.get(LAID, {}), path))
     length = fused.row.x.shape[1]
     slots = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, room)]), fused.row.places)
     last = jax.tree.map(lambda x: x[:, -1:], fused.row.places)
     last = last.replace(modality=jnp.full_like(last.modality, MODALITIES.index("text")))
     cache, kept = opened(made.get(FRESH, {}), length + room, slack), made.get(MEMORY, {})
-    return logits, State(_folded(cache), kept, fused.memory, slots, last, jnp.array(length, jnp.int32), layers)
+    cursor = jnp.array(length, jnp.int32)
+    return logits, State(_folded(cache), kept, fused.memory, slots, last, cursor, layers, made.get(LAID, {}))
 
 
 def advance(model: nn.Module, params: Any, state: State, ids: Int[Array, "B n"]) -> tuple[Float[Array, "B n V"], State]:
@@ -110,7 +120,7 @@ def advance(model: nn.Module, params: Any, state: State, ids: Int[Array, "B n"])
     live = Live(now.valid, now.block, now.segment, now.position, now.modality, slots, state.cursor)
     for path, layers in state.layers.items():
         params = placed(params, path, layers)
-    variables = {"params": params, CACHE: _unfolded(state.cache), MEMORY: state.kept}
+    variables = {"params": params, CACHE: _unfolded(state.cache), MEMORY: state.kept, LAID: state.laid}
     logits, made = model.apply(variables, ids, live, state.memory, method="step", mutable=[FRESH])
     cache = _folded(written(variables[CACHE], made.get(FRESH, {}), state.cursor))
     last = jax.tree.map(lambda x: x[:, -1:], now)

@@ -1,15 +1,19 @@
-"""Keys and values that decoding keeps.  L layers   B rows   T new tokens   S slots   G key-value heads   K head width
+"""What decoding keeps: keys and values, and matrices in an order of their own.
 
-Three Linen collections, and no bookkeeping inside of layers:
+L layers   B rows   T new tokens   S slots   G key-value heads   K head width
+
+Four Linen collections, and no bookkeeping inside of layers:
 
     "fresh"    what attention layers write: keys and values of the tokens of this call, when the collection is mutable
     "cache"    what they read: those of the tokens before, slot by slot; the places of the slots come with the `Live`
                places of a call and are held once for all layers
     "memory"   keys and values of the memory that cross-attention looks at: written once, then only read
+    "laid"     matrices as products with a few rows like them (`ops.blocks`): written once, then read instead
 
-Prefill is a call with `mutable=["fresh", "memory"]`, from whose fresh keys `opened` makes the cache. Each step is a
-call with the cache and `mutable=["fresh"]`, after which `written` puts the fresh keys into it. So the cache does not
-pass through the scan over layers, which would copy it: T slots are written, in place where the step is in a loop.
+Prefill is a call with `mutable=["fresh", "memory"]`, and "laid" where it pays, from whose fresh keys `opened` makes the
+cache. Each step is a call with the cache and `mutable=["fresh"]`, after which `written` puts the fresh keys into it. So
+the cache does not pass through the scan over layers, which would copy it: T slots are written, in place where the step
+is in a loop.
 """
 
 from __future__ import annotations
@@ -23,8 +27,9 @@ from jaxtyping import Array, Float, Int
 
 from mmjax.core.pytrees import record, static
 from mmjax.core.tokens import Live, Places
+from mmjax.ops.blocks import LARGE, Blocks
 
-FRESH, CACHE, MEMORY = "fresh", "cache", "memory"
+FRESH, CACHE, MEMORY, LAID = "fresh", "cache", "memory", "laid"
 
 
 @record
@@ -71,6 +76,17 @@ def remember(layer: nn.Module, key: Float[Array, "B G S K"], value: Float[Array,
 def remembered(layer: nn.Module) -> Kept | None:
     """What `remember` kept in an earlier call, or None."""
     return layer.get_variable(MEMORY, "kept") if layer.has_variable(MEMORY, "kept") else None
+
+
+def lay(layer: nn.Module, name: str, matrix: Float[Array, "K N"]) -> None:
+    """Keeps a large matrix of `layer` for products with a few rows, where "laid" is mutable."""
+    if layer.is_mutable_collection(LAID) and not layer.is_initializing() and matrix.size >= LARGE:
+        layer.put_variable(LAID, name, Blocks.of(matrix))
+
+
+def laid(layer: nn.Module, name: str) -> Blocks | None:
+    """What `lay` kept in an earlier call, or None."""
+    return None if layer.is_mutable_collection(LAID) else layer.get_variable(LAID, name)
 
 
 def opened(fresh: Any, slots: int, slack: int = 0) -> Any:

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from mmjax.core.errors import UserError
 from mmjax.core.parameters import declare
+from mmjax.nn.cache import laid, lay
 
 LETTERS = {
     "d": "width", "h": "heads", "g": "kv_heads", "k": "head_dim", "m": "mlp", "e": "embed", "v": "vocab", "p": "patch",
@@ -43,12 +44,21 @@ class Linear(nn.Module):
             raise UserError(f"{self.name}: {self.equation} takes an input of {len(inputs)} dimensions; got {x.shape}")
         size = dict(zip(inputs, x.shape, strict=True))
         size |= dict(zip([letter for letter in kernel if letter not in size], self.out, strict=True))
-        fan_in = math.prod(size[letter] for letter in kernel if letter not in output)
-        weight = declare(self, "kernel", Normal(self.gain * fan_in**-0.5), **self._dims(kernel, size))
+        summed = "".join(letter for letter in kernel if letter not in output)
+        fan_in = math.prod(size[letter] for letter in summed)
         # First in the order of the product itself: asked for another one at once, einsum swaps the two, and XLA:CPU
         # copies what does not lie as it likes at every call.
         plain = "".join(dict.fromkeys(letter for letter in inputs + kernel if letter in output))
-        y = jnp.einsum(f"{inputs},{kernel}->{plain}", x, weight.astype(x.dtype))
+        blocks = laid(self, "kernel")
+        if blocks is None:
+            weight = declare(self, "kernel", Normal(self.gain * fan_in**-0.5), **self._dims(kernel, size))
+            y = jnp.einsum(f"{inputs},{kernel}->{plain}", x, weight.astype(x.dtype))
+            if kernel.startswith(summed) and not set(inputs) & set(kernel) & set(output):
+                lay(self, "kernel", weight.reshape(fan_in, -1))
+        else:
+            rows = "".join(letter for letter in inputs if letter not in summed)
+            flat = jnp.einsum(f"{inputs}->{rows}{summed}", x).reshape(-1, fan_in)
+            y = blocks.times(flat).astype(x.dtype).reshape([size[letter] for letter in plain])
         y = y.transpose([plain.index(letter) for letter in output])
         if not self.bias:
             return y

@@ -17,7 +17,7 @@ import jax
 from jaxtyping import Array, Float
 
 from mmjax.core.tokens import Places, Tokens
-from mmjax.nn.cache import CACHE, FRESH, MEMORY
+from mmjax.nn.cache import CACHE, FRESH, LAID, MEMORY
 
 NAMES = ("qkv", "context", "out", "mlp")
 """Intermediates of a block that are worth keeping: all products of its matrices (see the checkpoint names there)."""
@@ -84,7 +84,7 @@ class Stack(nn.Module):
 
         scan: Callable[..., Any] = nn.scan(
             self.keep.wrap(layer),
-            variable_axes={"params": 0, "intermediates": 0, FRESH: 0, CACHE: 0, MEMORY: 0},
+            variable_axes={"params": 0, "intermediates": 0, FRESH: 0, CACHE: 0, MEMORY: 0, LAID: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=self.depth,
@@ -128,6 +128,15 @@ def placed(variables: Mapping[str, Any], path: Path, value: Mapping[str, Any]) -
     if not path:
         return value
     return {**variables, path[0]: placed(variables.get(path[0], {}), path[1:], value)}
+
+
+def without(variables: Mapping[str, Any], others: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those variables that have no counterpart among the others."""
+    return {
+        name: without(value, others.get(name, {})) if isinstance(value, Mapping) else value
+        for name, value in variables.items()
+        if isinstance(value, Mapping) or name not in others
+    }
 
 
 def apart(stacked: Mapping[str, Any]) -> Mapping[str, Any]:

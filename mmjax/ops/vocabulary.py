@@ -18,9 +18,11 @@ from jaxtyping import Array, Bool, Float, Int
 from mmjax.core.errors import UserError
 from mmjax.core.layout import axes_of
 from mmjax.core.pytrees import record
+from mmjax.ops.blocks import Blocks
 
 FEW = 64  # places up to which a product with the table first is quicker on XLA:CPU
 LANES = 128  # an accelerator's matrix unit pads the last dimension to a multiple of this
+FLOAT32 = {"preferred_element_type": jnp.float32}
 
 
 @record
@@ -51,14 +53,19 @@ class Form:
     vocab: int
     cap: float | None = None
 
-    def scores(self, x: Float[Array, "*n D"], words: Words, *, few: bool = False) -> Float[Array, "*n V"]:
-        """float32 scores of every entry; the product runs in the format of `x`. few: as is quickest for a few places on
-        XLA:CPU, with the table first."""
-        table = words.table.astype(x.dtype)
-        if few:
-            z = jnp.moveaxis(jnp.einsum("vd,...d->v...", table, x, preferred_element_type=jnp.float32), 0, -1)
+    def scores(self, x: Float[Array, "*n D"], words: Words) -> Float[Array, "*n V"]:
+        """float32 scores of every entry; the product runs in the format of `x`."""
+        return self._bent(jnp.einsum("...d,vd->...v", x, words.table.astype(x.dtype), **FLOAT32), words)
+
+    def scores_of_few(self, x: Float[Array, "*n D"], words: Words, blocks: Blocks | None) -> Float[Array, "*n V"]:
+        """The same, as is quickest for a few places on XLA:CPU: with the table first, or by `blocks` of it."""
+        if blocks is None:
+            z = jnp.moveaxis(jnp.einsum("vd,...d->v...", words.table.astype(x.dtype), x, **FLOAT32), 0, -1)
         else:
-            z = jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+            z = blocks.times(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        return self._bent(z, words)
+
+    def _bent(self, z: Float[Array, "*n V"], words: Words) -> Float[Array, "*n V"]:
         if words.bias is not None:
             z = z + words.bias.astype(jnp.float32)
         return z if self.cap is None else self.cap * jnp.tanh(z / self.cap)

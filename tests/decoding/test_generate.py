@@ -11,6 +11,7 @@ from mmjax.decoding import generate as module
 from mmjax.decoding.generate import generate, stream
 from mmjax.decoding.samplers import Sampling
 from mmjax.decoding.state import advance, asked, start
+from mmjax.nn import cache
 from tests.decoding.conftest import MODELS, PROMPTS, VOCAB, ended, parameters, rows_of, scores
 
 
@@ -19,11 +20,14 @@ def logits_of(model, params, rows):
     return scores(model, params, rows_of(rows, length=24))
 
 
-def test_cached_logits_are_the_uncached_ones(each):
+@pytest.mark.parametrize("laid", [False, True])
+def test_cached_logits_are_the_uncached_ones(each, laid, monkeypatch):
+    monkeypatch.setattr(cache, "LARGE", 1)
     model, params = each
     later = np.array([[13, 2, 27, 19, 6, 6, 1, 30], [1, 4, 9, 16, 25, 5, 18, 2], [0, 1, 2, 3, 4, 5, 6, 7]])
     batch = asked(model, rows_of(PROMPTS), 8)
-    logits, state = jax.jit(lambda p: start(model, p, batch, room=8, slack=2))(params)
+    logits, state = jax.jit(lambda p: start(model, p, batch, room=8, slack=2, abreast=int(laid)))(params)
+    assert bool(jax.tree.leaves(state.laid)) == laid
     step = jax.jit(lambda p, state, ids: advance(model, p, state, ids))
     seen = [logits[:, None]]
     for part in (later[:, :1], later[:, 1:2], later[:, 2:4], later[:, 4:5], later[:, 5:7], later[:, 7:]):

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from mmjax.core.config import override
+from mmjax.core.pytrees import flatten_names
 from mmjax.core.tokens import Places, Tokens
 from mmjax.decoding.state import Fixed, advance, asked, start
+from mmjax.nn import cache
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block, Chain
 from mmjax.nn.stack import Stack, apart, at, placed, stacks_called
+from mmjax.ops.blocks import ROWS
 from tests.decoding.conftest import rows_of
 from tests.drawn import drawn
 from tests.models import seq2seq_toy
@@ -55,6 +58,23 @@ def test_a_step_on_a_cpu_does_not_loop_over_stacked_layers(each):
     state = jax.eval_shape(lambda p: start(model, p, batch, room=2), params)[1]
     step = jax.jit(lambda p, state: advance(model, p, state, ids)).lower(params, state).as_text()
     assert "stablehlo.while" not in step and "stablehlo.dot_general" in step
+
+
+def test_a_few_rows_on_a_cpu_read_large_matrices_in_blocks_and_nothing_else_of_them(each, monkeypatch):
+    monkeypatch.setattr(cache, "LARGE", 1)
+    model, params = each
+
+    def held(rows, abreast):
+        batch = asked(model, rows_of([[3, 1, 4]] * rows), 2)
+        state = jax.eval_shape(lambda p: start(model, p, batch, room=2, abreast=abreast), params)[1]
+        return {name.split("/")[-1] for name in flatten_names(state.layers)}, bool(state.laid)
+
+    kernels, laid = held(2, 1)
+    assert "kernel" not in kernels and laid and "scale" in kernels
+    assert held(1, 4) == (kernels, True)
+    for rows, abreast in ((1, 1), (2, 0), (max(ROWS) + 1, 1)):
+        kernels, laid = held(rows, abreast)
+        assert "kernel" in kernels and not laid
 
 
 @pytest.mark.parametrize("name", ["whisper", "unified_io", "show_attend_tell", "coca"])
