@@ -14,6 +14,7 @@ from mmjax.nn.linear import Linear
 from mmjax.nn.norms import Identity
 from mmjax.ops.attention import Auto, Kernel, attend
 from mmjax.ops.rotary import GridRotary, MultimodalRotary, Rotary
+from mmjax.ops.target import target
 
 
 def head_shape(width: int, heads: int, kv_heads: int | None, head_dim: int | None) -> tuple[int, int]:
@@ -24,6 +25,11 @@ def head_shape(width: int, heads: int, kv_heads: int | None, head_dim: int | Non
             f"attention: {heads} heads must divide the width {width} and be a multiple of {groups} key-value heads"
         )
     return groups, head_dim or width // heads
+
+
+def _keys_turned(heads: int, groups: int) -> bool:
+    """Whether the cache holds keys as `Kept` says where several queries meet them."""
+    return groups < heads and target() == "cpu"
 
 
 class Attention(nn.Module):
@@ -63,7 +69,8 @@ class Attention(nn.Module):
         q = Linear("btd,dhk->bhtk", (self.heads, size), self.bias, name="query")(x)
         q = self._turned(self.qk_norm.clone(parent=self, name="query_norm")(q), places)
         if memory is None:
-            k, v, key_places = recall(self, *self._keys(x, places, groups, size), places, self.pattern.window)
+            fresh = self._keys(x, places, groups, size)
+            k, v, key_places = recall(self, *fresh, places, self.pattern.window, _keys_turned(self.heads, groups))
         else:
             k, v, key_places = *self._memory_keys(memory, memory_places, groups, size), memory_places
         q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
@@ -78,9 +85,9 @@ class Attention(nn.Module):
     def _memory_keys(self, memory: Array, places: Places | None, groups: int, size: int) -> tuple[Array, Array]:
         kept = remembered(self)
         if kept is not None:
-            return kept.key, kept.value
+            return kept.pair()
         key, value = self._keys(memory, places, groups, size)
-        remember(self, key, value)
+        remember(self, key, value, _keys_turned(self.heads, groups))
         return key, value
 
     def _keys(self, x: Array, places: Places | None, groups: int, size: int) -> tuple[Array, Array]:

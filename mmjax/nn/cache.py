@@ -18,6 +18,7 @@ is in a loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -37,40 +38,60 @@ class Kept:
     """Keys and values of one attention layer, or of all layers of a stack.
 
     window: of the layer's pattern; None sees everything. A layer with a window keeps a ring of as many slots as it can
-    see: slot u of the row lies at u modulo the size of the ring."""
+    see: slot u of the row lies at u modulo the size of the ring. turned: keys are [*L B G K S]. Several queries meet
+    them so as rows meet a matrix; XLA:CPU would turn them about at every token. A single query likes them better as
+    they come."""
 
     key: Float[Array, "*L B G S K"]
     value: Float[Array, "*L B G S K"]
     window: int | None = static(None)
+    turned: bool = static(False)
 
-    def map(self, function: Any, *others: Kept) -> Kept:
-        """`function` of the keys and of the values."""
-        pairs = ([getattr(kept, part) for kept in (self, *others)] for part in ("key", "value"))
-        return Kept(*(function(*pair) for pair in pairs), self.window)
+    @classmethod
+    def of(cls, key: Array, value: Array, window: int | None, turned: bool) -> Kept:
+        """Keys and values [*L B G S K] as attention takes them."""
+        return cls(jnp.swapaxes(key, -1, -2) if turned else key, value, window, turned)
+
+    def pair(self) -> tuple[Float[Array, "*L B G S K"], Float[Array, "*L B G S K"]]:
+        """The same again."""
+        return jnp.swapaxes(self.key, -1, -2) if self.turned else self.key, self.value
+
+    def map(self, function: Callable[..., Array], *others: Kept) -> Kept:
+        """`function` of the keys and of the values; it is told along which axis, counted from behind, slots lie."""
+        key = function(*(kept.key for kept in (self, *others)), axis=-1 if self.turned else -2)
+        value = function(*(kept.value for kept in (self, *others)), axis=-2)
+        return Kept(key, value, self.window, self.turned)
 
     @property
     def size(self) -> int:
         """S."""
-        return self.key.shape[-2]
+        return self.value.shape[-2]
 
 
 def recall(
-    layer: nn.Module, key: Float[Array, "B G T K"], value: Float[Array, "B G T K"], places: Places, window: int | None
+    layer: nn.Module,
+    key: Float[Array, "B G T K"],
+    value: Float[Array, "B G T K"],
+    places: Places,
+    window: int | None,
+    turned: bool,
 ) -> tuple[Array, Array, Places]:
     """Keys, values and their places that self-attention looks at: those given, after those that `layer` keeps."""
-    fresh = Kept(key, value, window)
+    fresh = Kept.of(key, value, window, turned)
     if layer.is_mutable_collection(FRESH) and not layer.is_initializing():
         layer.put_variable(FRESH, "kept", fresh)
     if not layer.has_variable(CACHE, "kept"):
         return key, value, places
     kept = _put(layer.get_variable(CACHE, "kept"), fresh, places.cursor)
-    return kept.key, kept.value, _ring_places(places, kept.size, key.shape[2])
+    return *kept.pair(), _ring_places(places, kept.size, key.shape[2])
 
 
-def remember(layer: nn.Module, key: Float[Array, "B G S K"], value: Float[Array, "B G S K"]) -> None:
+def remember(
+    layer: nn.Module, key: Float[Array, "B G S K"], value: Float[Array, "B G S K"], turned: bool = False
+) -> None:
     """Keeps keys and values of a memory for later calls, where "memory" is mutable."""
     if layer.is_mutable_collection(MEMORY) and not layer.is_initializing():
-        layer.put_variable(MEMORY, "kept", Kept(key, value))
+        layer.put_variable(MEMORY, "kept", Kept.of(key, value, None, turned))
 
 
 def remembered(layer: nn.Module) -> Kept | None:
@@ -99,7 +120,7 @@ def opened(fresh: Any, slots: int, slack: int = 0) -> Any:
 
     def open_one(kept: Kept) -> Kept:
         size = slots if kept.window is None else min(slots, kept.window + slack)
-        return kept.map(lambda x: _laid(x, size))
+        return kept.map(lambda x, axis: _with_room(x, size, axis))
 
     return _map(open_one, fresh)
 
@@ -111,28 +132,29 @@ def written(cache: Any, fresh: Any, cursor: Int[Array, ""]) -> Any:
 
 def regrouped(cache: Any, rows: Int[Array, " R"]) -> Any:
     """The cache of other rows: row i becomes what `rows[i]` was (beams; several continuations of one prompt)."""
-    return _map(lambda kept: kept.map(lambda x: jnp.take(x, rows, axis=x.ndim - 4)), cache)
+    return _map(lambda kept: kept.map(lambda x, axis: jnp.take(x, rows, axis=x.ndim - 4)), cache)
 
 
 def _map(function: Any, *trees: Any) -> Any:
     return jax.tree.map(function, *trees, is_leaf=lambda x: isinstance(x, Kept))
 
 
-def _laid(x: Float[Array, "*L B G T K"], size: int) -> Float[Array, "*L B G S K"]:
+def _with_room(x: Array, size: int, axis: int) -> Array:
     """Slots 0..T-1 laid into `size` slots, the last ones where the ring has them."""
-    length, lead = x.shape[-2], [(0, 0)] * (x.ndim - 2)
+    length = x.shape[axis]
     if length <= size:
-        return jnp.pad(x, [*lead, (0, size - length), (0, 0)])
-    return jnp.roll(x[..., length - size :, :], length % size, axis=-2)
+        return jnp.pad(x, [(0, size - length if i == x.ndim + axis else 0) for i in range(x.ndim)])
+    return jnp.roll(jax.lax.slice_in_dim(x, length - size, length, axis=axis), length % size, axis=axis)
 
 
 def _put(kept: Kept, fresh: Kept, cursor: Int[Array, ""]) -> Kept:
     count = fresh.size
 
-    def put(old: Array, new: Array) -> Array:
+    def put(old: Array, new: Array, axis: int) -> Array:
         if count == 1:
-            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cursor % kept.size, old.ndim - 2)
-        return old.at[..., (cursor + jnp.arange(count)) % kept.size, :].set(new.astype(old.dtype))
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cursor % kept.size, axis)
+        slots = (..., (cursor + jnp.arange(count)) % kept.size, *[slice(None)] * (-1 - axis))
+        return old.at[slots].set(new.astype(old.dtype))
 
     return kept.map(put, fresh)
 

@@ -28,7 +28,9 @@ def weigh(
     """Softmax attention over all S keys, in float32; a query that sees nothing gets zeros."""
     batch, heads, queries, width = q.shape
     grouped = q.reshape(batch, k.shape[1], heads // k.shape[1], queries, width)
-    if queries == 1:  # keys first: XLA:CPU copies the second factor transposed, and of the two the keys are the longer
+    if queries == 1 and heads == k.shape[1]:
+        # Keys first: XLA:CPU copies the second factor transposed, and of the two the keys are the longer. Keys that
+        # several heads share come from the cache as they are liked (`nn.cache.Kept`).
         logits = jnp.moveaxis(jnp.einsum("bgsk,bghqk->bgshq", k, grouped, preferred_element_type=jnp.float32), 2, -1)
     else:
         logits = jnp.einsum("bghqk,bgsk->bghqs", grouped, k, preferred_element_type=jnp.float32)

@@ -34,7 +34,7 @@ class Cut:
         """Pieces of one size, an even number of them, and as little padding as that allows."""
         width = WIDE if columns >= PIECES * WIDE else NARROW
         blocks = -(-columns // width)
-        if blocks < PIECES:  # narrow ones, as of keys and values that heads share: other products run beside them
+        if blocks < PIECES:  # so are keys and values that heads share, and the query's product is ready with theirs
             return cls(WIDE, 1, -(-columns // WIDE))
         pieces = min(range(PIECES, 2 * PIECES + 1, 2), key=lambda pieces: (-blocks % pieces, pieces))
         return cls(width, pieces, -(-blocks // pieces))
