@@ -122,7 +122,7 @@ class ModalityAttention(nn.Module):
         q = turned("query_norm", heads("query", "d->hk", self.heads))
         k = turned("key_norm", heads("key", "d->gk", kv_heads))
         v = heads("value", "d->gk", kv_heads)
-        k, v, key_places = recall(self, k, v, places, self.pattern.window)
+        k, v, key_places = recall(self, k, v, places, self.heads, self.pattern.window)
         q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
         asks = places.bare() if isinstance(places, Live) else places
         mixed = checkpoint_name(attend(q, k, v, asks, key_places, pattern=self.pattern, kernel=self.kernel), "context")

@@ -14,7 +14,6 @@ from mmjax.nn.linear import Linear
 from mmjax.nn.norms import Identity
 from mmjax.ops.attention import Auto, Kernel, attend
 from mmjax.ops.rotary import GridRotary, MultimodalRotary, Rotary
-from mmjax.ops.target import target
 
 
 def head_shape(width: int, heads: int, kv_heads: int | None, head_dim: int | None) -> tuple[int, int]:
@@ -25,11 +24,6 @@ def head_shape(width: int, heads: int, kv_heads: int | None, head_dim: int | Non
             f"attention: {heads} heads must divide the width {width} and be a multiple of {groups} key-value heads"
         )
     return groups, head_dim or width // heads
-
-
-def _keys_turned(heads: int, groups: int) -> bool:
-    """Whether the cache holds keys as `Kept` says where several queries meet them."""
-    return groups < heads and target() == "cpu"
 
 
 class Attention(nn.Module):
@@ -70,7 +64,7 @@ class Attention(nn.Module):
         q = self._turned(self.qk_norm.clone(parent=self, name="query_norm")(q), places)
         if memory is None:
             fresh = self._keys(x, places, groups, size)
-            k, v, key_places = recall(self, *fresh, places, self.pattern.window, _keys_turned(self.heads, groups))
+            k, v, key_places = recall(self, *fresh, places, self.heads, self.pattern.window)
         else:
             k, v, key_places = *self._memory_keys(memory, memory_places, groups, size), memory_places
         q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
@@ -87,7 +81,7 @@ class Attention(nn.Module):
         if kept is not None:
             return kept.pair()
         key, value = self._keys(memory, places, groups, size)
-        remember(self, key, value, _keys_turned(self.heads, groups))
+        remember(self, key, value, self.heads)
         return key, value
 
     def _keys(self, x: Array, places: Places | None, groups: int, size: int) -> tuple[Array, Array]:

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int
 from mmjax.core.pytrees import record, static
 from mmjax.core.tokens import Live, Places
 from mmjax.ops.blocks import LARGE, Blocks
+from mmjax.ops.target import target
 
 FRESH, CACHE, MEMORY, LAID = "fresh", "cache", "memory", "laid"
 
@@ -48,8 +49,9 @@ class Kept:
     turned: bool = static(False)
 
     @classmethod
-    def of(cls, key: Array, value: Array, window: int | None, turned: bool) -> Kept:
-        """Keys and values [*L B G S K] as attention takes them."""
+    def of(cls, key: Array, value: Array, heads: int, window: int | None = None) -> Kept:
+        """Keys and values [B G S K], as attention takes them, for `heads` queries."""
+        turned = heads > key.shape[1] and target() == "cpu"
         return cls(jnp.swapaxes(key, -1, -2) if turned else key, value, window, turned)
 
     def pair(self) -> tuple[Float[Array, "*L B G S K"], Float[Array, "*L B G S K"]]:
@@ -73,11 +75,11 @@ def recall(
     key: Float[Array, "B G T K"],
     value: Float[Array, "B G T K"],
     places: Places,
+    heads: int,
     window: int | None,
-    turned: bool,
 ) -> tuple[Array, Array, Places]:
     """Keys, values and their places that self-attention looks at: those given, after those that `layer` keeps."""
-    fresh = Kept.of(key, value, window, turned)
+    fresh = Kept.of(key, value, heads, window)
     if layer.is_mutable_collection(FRESH) and not layer.is_initializing():
         layer.put_variable(FRESH, "kept", fresh)
     if not layer.has_variable(CACHE, "kept"):
@@ -86,12 +88,10 @@ def recall(
     return *kept.pair(), _ring_places(places, kept.size, key.shape[2])
 
 
-def remember(
-    layer: nn.Module, key: Float[Array, "B G S K"], value: Float[Array, "B G S K"], turned: bool = False
-) -> None:
+def remember(layer: nn.Module, key: Float[Array, "B G S K"], value: Float[Array, "B G S K"], heads: int = 1) -> None:
     """Keeps keys and values of a memory for later calls, where "memory" is mutable."""
     if layer.is_mutable_collection(MEMORY) and not layer.is_initializing():
-        layer.put_variable(MEMORY, "kept", Kept.of(key, value, None, turned))
+        layer.put_variable(MEMORY, "kept", Kept.of(key, value, heads))
 
 
 def remembered(layer: nn.Module) -> Kept | None:
