@@ -22,7 +22,7 @@ STEPS: Options = {
 }
 """For programs that see many rows at once."""
 
-# A call into it costs more than the small reductions of one token: eight rows of 64 tokens take 1.59 s without, 1.66 s
+# A call into it costs more than the small reductions of one token: eight rows of 64 tokens took 1.59 s without, 1.66 s
 # with it (GPT-2; SmolLM 1.90 and 2.02).
 TOKENS: Options = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"},

@@ -97,10 +97,9 @@ def start(
         logits, made = model.apply(variables, fused, method="prefill", mutable=[FRESH, MEMORY, *lays])
     layers = {}
     if on_cpu:  # XLA:CPU copies a layer out of its stack: 3 times the bytes at every token
-        layers = {path: apart(at(params, path)) for path in stacks}
         for path in stacks:
             made = {kind: placed(tree, path, apart(at(tree, path))) for kind, tree in made.items()}
-            layers[path] = without(layers[path], at(made.get(LAID, {}), path))
+            layers[path] = without(apart(at(params, path)), at(made.get(LAID, {}), path))
     length = fused.row.x.shape[1]
     slots = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, room)]), fused.row.places)
     last = jax.tree.map(lambda x: x[:, -1:], fused.row.places)

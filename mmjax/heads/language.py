@@ -83,7 +83,7 @@ class Language(nn.Module):
     def logits(self, x: Float[Array, "*b D"], table: Float[Array, "V D"] | None = None) -> Float[Array, "*b V"]:
         """float32 scores of every id after each place; -inf at the padding of the table."""
         words = self.words(x.shape[-1], table)
-        lay(self, "table", words.table.T)
+        lay(self, "table", lambda: words.table.T)
         if math.prod(x.shape[:-1]) <= FEW:
             scores = self.form.scores_of_few(x, words, laid(self, "table"))
         else:

@@ -50,7 +50,7 @@ class Kept:
 
     @classmethod
     def of(cls, key: Array, value: Array, heads: int, window: int | None = None) -> Kept:
-        """Keys and values [B G S K], as attention takes them, for `heads` queries."""
+        """Keys and values [B G S K], as attention takes them, that `heads` heads ask."""
         turned = heads > key.shape[1] and target() == "cpu"
         return cls(jnp.swapaxes(key, -1, -2) if turned else key, value, window, turned)
 
@@ -99,10 +99,10 @@ def remembered(layer: nn.Module) -> Kept | None:
     return layer.get_variable(MEMORY, "kept") if layer.has_variable(MEMORY, "kept") else None
 
 
-def lay(layer: nn.Module, name: str, matrix: Float[Array, "K N"]) -> None:
-    """Keeps a large matrix of `layer` for products with a few rows, where "laid" is mutable."""
-    if layer.is_mutable_collection(LAID) and not layer.is_initializing() and matrix.size >= LARGE:
-        layer.put_variable(LAID, name, Blocks.of(matrix))
+def lay(layer: nn.Module, name: str, matrix: Callable[[], Float[Array, "K N"]]) -> None:
+    """Keeps a large matrix of `layer` for products with a few rows, where "laid" is mutable; only there is it made."""
+    if layer.is_mutable_collection(LAID) and not layer.is_initializing() and (made := matrix()).size >= LARGE:
+        layer.put_variable(LAID, name, Blocks.of(made))
 
 
 def laid(layer: nn.Module, name: str) -> Blocks | None:

@@ -54,7 +54,7 @@ class Linear(nn.Module):
             weight = declare(self, "kernel", Normal(self.gain * fan_in**-0.5), **self._dims(kernel, size))
             y = jnp.einsum(f"{inputs},{kernel}->{plain}", x, weight.astype(x.dtype))
             if kernel.startswith(summed) and not set(inputs) & set(kernel) & set(output):
-                lay(self, "kernel", weight.reshape(fan_in, -1))
+                lay(self, "kernel", lambda: weight.reshape(fan_in, -1))
         else:
             rows = "".join(letter for letter in inputs if letter not in summed)
             flat = jnp.einsum(f"{inputs}->{rows}{summed}", x).reshape(-1, fan_in)

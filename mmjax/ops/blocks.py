@@ -3,7 +3,8 @@
 XLA:CPU multiplies a few rows with a matrix one block of columns after the other. In a matrix that lies row by row, a
 block is K short pieces far from each other, which a processor does not fetch ahead; here it lies in one piece. And here
 are a dozen products instead of one, because XLA:CPU gives work to a second thread where more than eight things are
-ready to run. On 2 cores, the matrices of GPT-2 are read at 30 GB/s for 4 rows (as they are: 20), at 25 for 8 (17).
+ready to run. On 2 cores of a Zen 4, the matrices of GPT-2 are read at 30 GB/s for 4 rows (as they are: 20), at 25 for 8
+(17).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Cut:
         """Pieces of one size, an even number of them, and as little padding as that allows."""
         width = WIDE if columns >= PIECES * WIDE else NARROW
         blocks = -(-columns // width)
-        if blocks < PIECES:  # so are keys and values that heads share, and the query's product is ready with theirs
+        if blocks < PIECES:  # such as keys and values that heads share: the pieces of the queries are ready with them
             return cls(WIDE, 1, -(-columns // WIDE))
         pieces = min(range(PIECES, 2 * PIECES + 1, 2), key=lambda pieces: (-blocks % pieces, pieces))
         return cls(width, pieces, -(-blocks // pieces))
