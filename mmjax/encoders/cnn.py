@@ -21,8 +21,9 @@ from mmjax.core.tokens import Tokens
 from mmjax.encoders.image import picture_places
 from mmjax.nn.activations import relu, silu
 from mmjax.nn.block import Chain
-from mmjax.nn.convs import Conv, DepthwiseConv, GroupNorm
+from mmjax.nn.convs import Conv, DepthwiseConv
 from mmjax.nn.linear import Linear
+from mmjax.nn.norms import GroupNorm
 from mmjax.nn.stack import KeepAll, Stack
 
 Convs = tuple[tuple[int, int, int], ...]

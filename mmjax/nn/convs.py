@@ -1,4 +1,4 @@
-"""Convolutions over pictures and series, and a norm for them that knows no batch.
+"""Convolutions over pictures and series.
 
 B batch   H, W height and width   T steps   C, O channels in and out
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmjax.core.errors import UserError
@@ -88,27 +87,3 @@ class SeriesConv(nn.Module):
         if not self.bias:
             return y
         return y + declare(self, "bias", nn.initializers.zeros, width=self.features).astype(x.dtype)
-
-
-class GroupNorm(nn.Module):
-    """Zero mean, unit variance over the places of a picture and a group of `size` neighbouring channels, learned scale
-    and offset per channel, in float32 (arXiv 1803.08494). [B H W C] -> [B H W C].
-
-    A picture's outputs do not depend on its batch, and there are no running statistics. size=1 is instance
-    normalisation; `nn.norms.PictureNorm` is one group of all. Raises UserError when groups do not come out even."""
-
-    size: int = 16
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        batch, height, width, channels = x.shape
-        if channels % self.size:
-            raise UserError(f"GroupNorm: groups of {self.size} channels do not divide {channels}; take another size")
-        wide = x.astype(jnp.float32).reshape(batch, height, width, -1, self.size)
-        mean = jnp.mean(wide, axis=(1, 2, 4), keepdims=True)
-        variance = jnp.mean(jnp.square(wide - mean), axis=(1, 2, 4), keepdims=True)
-        scale = declare(self, "scale", nn.initializers.ones, width=channels)
-        bias = declare(self, "bias", nn.initializers.zeros, width=channels)
-        normed = ((wide - mean) * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
-        return (normed * scale + bias).astype(x.dtype)

@@ -16,7 +16,7 @@ from mmjax.fusion.connectors import Project
 from mmjax.heads.contrastive import Contrastive
 from mmjax.models.decoder import Sense
 from mmjax.models.towers import Tower, Towers
-from mmjax.nn.convs import GroupNorm
+from mmjax.nn.norms import GroupNorm
 from tests.drawn import applied, drawn
 
 PUBLISHED = {

@@ -13,7 +13,7 @@ from mmjax.fusion.connectors import AsIs
 from mmjax.models.coca import CoCa, pooler
 from mmjax.models.decoder import Sense
 from mmjax.models.seq2seq import Seq2Seq, ShowAttendTell
-from mmjax.nn.convs import GroupNorm
+from mmjax.nn.norms import GroupNorm
 from mmjax.nn.recurrent import LSTM, AttendTell
 from tests.drawn import drawn
 

@@ -1,4 +1,4 @@
-"""Convolutions of groups and series, and the norm beside them, against plain numpy."""
+"""Convolutions of groups and series against plain numpy."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from mmjax.core.errors import UserError
 from mmjax.core.parameters import unbox
-from mmjax.nn.convs import Conv, DepthwiseConv, GroupNorm, SeriesConv
+from mmjax.nn.convs import Conv, DepthwiseConv, SeriesConv
 from tests.drawn import applied
 
 PICTURES = np.random.default_rng(0).normal(2, 3, size=(2, 6, 5, 12)).astype(np.float32)
@@ -50,12 +50,3 @@ def test_a_series_followed_by_zeros_is_the_series(size, stride):
     whole = np.pad(x, ((0, 0), (before, size), (0, 0)))
     first = np.einsum("btc,tco->bo", whole[:, stride : stride + size], kernel) + params["bias"]
     np.testing.assert_allclose(y[:, 1], first, atol=1e-4)
-
-
-def test_group_norm_is_over_places_and_the_channels_of_a_group():
-    y, _ = run(GroupNorm(4, 0.0), PICTURES)
-    groups = y.reshape(2, 30, 3, 4).transpose(0, 2, 1, 3).reshape(6, -1)
-    np.testing.assert_allclose([groups.mean(1), groups.std(1)], [[0] * 6, [1] * 6], atol=1e-5)
-    np.testing.assert_allclose(run(GroupNorm(4, 0.0), PICTURES[:1])[0], y[:1], atol=1e-5)
-    with pytest.raises(UserError, match="groups of 8 channels do not divide 12"):
-        run(GroupNorm(8), PICTURES)
