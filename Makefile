@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_PEERS := $(VENV)/.ready-peers
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test parity peers lint format bench clean
 
 demo: $(READY)  ## train, evaluate and report on the emoji set
 	@$(BIN)/python -m experiments.emoji_chat
 
 test: $(READY)  ## all tests, WORKERS processes at a time
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/parity tests
+
+parity: $(READY_PEERS)  ## outputs and gradients of small models are those of transformers with the same weights
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/parity
 
 lint: $(READY)  ## style, imports and formatting; changes nothing
 	@$(BIN)/ruff check .
@@ -32,8 +35,10 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+peers: $(READY_PEERS)  ## PyTorch and transformers, for parity and bench
+
 $(READY_PEERS): $(READY)
-	@echo "== installing the peers to measure against into $(VENV) (PyTorch is large)"
+	@echo "== installing PyTorch and transformers, the peers to compare with, into $(VENV) (large)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,peers]'
 	@touch $@
 

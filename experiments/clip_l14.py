@@ -62,7 +62,7 @@ def experiment(
     half = Dtypes(compute="bfloat16")
     image = picture_encoder(size, resolution, dtypes=half)
     language = TextEncoder.of(
-        text_size, words.size, length, stack=_stack(size_of(text_size)), order=causal, dtypes=half
+        text_size, words.size, length, stack=blocks(size_of(text_size)), order=causal, dtypes=half
     )
     return Experiment(
         model=Towers(
@@ -87,11 +87,11 @@ def picture_encoder(size: str, resolution: int, left_out: int = 0, **slots: Any)
         "stem": PatchStem(patch, shape.width, bias=False),
         "class_token": ClassToken(),
         "before": LayerNorm(1e-5),
-        "stack": _stack(dataclasses.replace(shape, depth=shape.depth - left_out)),
+        "stack": blocks(dataclasses.replace(shape, depth=shape.depth - left_out)),
     }
     return ViT.of(size, resolution, **(parts | slots))
 
 
-def _stack(shape: Size) -> Stack:
+def blocks(shape: Size) -> Stack:
     """Blocks with the activation and the epsilon of the released weights."""
     return Stack(Block(Attention(shape.heads), FeedForward(shape.mlp, gelu_quick), LayerNorm(1e-5)), shape.depth)

@@ -1,0 +1,171 @@
+"""Our parameters under the names that transformers gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+Named = dict[str, np.ndarray]
+
+ATTENTION = {
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/out": "self_attn.o_proj",
+    "attention/query_norm": "self_attn.q_norm",
+    "attention/key_norm": "self_attn.k_norm",
+}
+LLAMA = ATTENTION | {
+    "attention_norm": "input_layernorm",
+    "feedforward_norm": "post_attention_layernorm",
+    "feedforward/gate": "mlp.gate_proj",
+    "feedforward/up": "mlp.up_proj",
+    "feedforward/down": "mlp.down_proj",
+}
+GEMMA2 = LLAMA | {
+    "attention_post_norm": "post_attention_layernorm",
+    "feedforward_norm": "pre_feedforward_layernorm",
+    "feedforward_post_norm": "post_feedforward_layernorm",
+}
+OPT = ATTENTION | {
+    "attention/out": "self_attn.out_proj",
+    "attention_norm": "self_attn_layer_norm",
+    "feedforward_norm": "final_layer_norm",
+    "feedforward/up": "fc1",
+    "feedforward/down": "fc2",
+}
+
+
+WHISPER = ATTENTION | {
+    "attention/out": "self_attn.out_proj",
+    "attention_norm": "self_attn_layer_norm",
+    "cross/query": "encoder_attn.q_proj",
+    "cross/key": "encoder_attn.k_proj",
+    "cross/value": "encoder_attn.v_proj",
+    "cross/out": "encoder_attn.out_proj",
+    "cross_norm": "encoder_attn_layer_norm",
+    "feedforward_norm": "final_layer_norm",
+    "feedforward/up": "fc1",
+    "feedforward/down": "fc2",
+}
+CLIP = {
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/out": "self_attn.out_proj",
+    "attention_norm": "layer_norm1",
+    "feedforward_norm": "layer_norm2",
+    "feedforward/up": "mlp.fc1",
+    "feedforward/down": "mlp.fc2",
+}
+VIT = {
+    "attention/query": "attention.q_proj",
+    "attention/key": "attention.k_proj",
+    "attention/value": "attention.v_proj",
+    "attention/out": "attention.o_proj",
+    "attention_norm": "layernorm_before",
+    "feedforward_norm": "layernorm_after",
+    "feedforward/up": "mlp.fc1",
+    "feedforward/down": "mlp.fc2",
+}
+
+
+def below(params: Arrays, prefix: str) -> Named:
+    """The parameters under a path."""
+    return {name.removeprefix(prefix): x for name, x in params.items() if name.startswith(prefix)}
+
+
+def layers(params: Arrays, stack: str = "stack/") -> list[dict[str, np.ndarray]]:
+    """The parameters of a stack layer by layer: stacked in the first dimension, blocks of a chain in turn."""
+    found = below(params, stack + "block/")
+    chain = sorted({name.split("/")[0] for name in found if name.startswith("blocks_")})
+    blocks = [below(found, name + "/") for name in chain] or [found]
+    depth = len(next(iter(found.values())))
+    return [{name: x[layer] for name, x in block.items()} for layer in range(depth) for block in blocks]
+
+
+def linear(path: str, x: np.ndarray) -> np.ndarray:
+    """A parameter as `torch.nn.Linear` holds it: kernels [out, in], heads and their width as one dimension."""
+    if path.endswith("bias"):
+        return x.reshape(-1)
+    if not path.endswith("kernel"):
+        return x
+    return (x.reshape(-1, x.shape[-1]) if path.endswith("out/kernel") else x.reshape(x.shape[0], -1)).T
+
+
+def renamed(params: Arrays, names: Mapping[str, str], into: str = "") -> Named:
+    """Parameters under the peer's names; `names` maps modules, and whole paths where the peer says otherwise. Raises
+    KeyError for one that has no name there: nothing of ours may be left out."""
+    kinds = {"kernel": "weight", "scale": "weight", "table": "weight", "bias": "bias"}
+    found = {}
+    for path, x in params.items():
+        module, _, kind = path.rpartition("/")
+        name = names[path] if path in names else f"{names[module]}.{kinds[kind]}"
+        found[into + name] = linear(path, x)
+    return found
+
+
+def as_conv(kernel: np.ndarray, patch: int) -> np.ndarray:
+    """Of patches [P P 3, D] as a convolution has it: [D 3 P P]."""
+    return kernel.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)
+
+
+def all_blocks(params: Arrays, names: Mapping[str, str], into: str) -> Named:
+    """Every layer of a stack, by number."""
+    found = {}
+    for layer, its in enumerate(layers(params)):
+        found |= renamed(its, names, f"{into}{layer}.")
+    return found
+
+
+def named(params: Arrays, module: str, into: str) -> Named:
+    """Scale and bias of a norm, or kernel and bias of a linear map."""
+    return renamed({path: x for path, x in params.items() if path.startswith(module + "/")}, {module: into})
+
+
+def with_first(table: np.ndarray) -> np.ndarray:
+    """A table of positions for a class token, too: ours has none, its position is part of itself."""
+    return np.concatenate([0 * table[:1], table])
+
+
+def clip_eyes(params: Arrays, patch: int, into: str) -> Named:
+    """CLIP's tower for pictures but for its last norm."""
+    return {
+        f"{into}embeddings.class_embedding": params["class_token/token"][0],
+        f"{into}embeddings.patch_embedding.weight": as_conv(params["stem/patches/kernel"], patch),
+        f"{into}embeddings.position_embedding.weight": with_first(params["positions/table"]),
+        **named(params, "before", f"{into}pre_layrnorm"),
+        **all_blocks(params, CLIP, f"{into}encoder.layers."),
+    }
+
+
+def words(params: Arrays, into: str) -> Named:
+    """The tower for texts of CLIP and SigLIP."""
+    return {
+        f"{into}embeddings.token_embedding.weight": params["embedding/table"],
+        f"{into}embeddings.position_embedding.weight": params["positions/table"],
+        **named(params, "norm", f"{into}final_layer_norm"),
+        **all_blocks(params, CLIP, f"{into}encoder.layers."),
+    }
+
+
+def siglip_eyes(params: Arrays, patch: int, into: str) -> Named:
+    """SigLIP's tower for pictures but for its pool."""
+    return {
+        f"{into}embeddings.patch_embedding.weight": as_conv(params["stem/patches/kernel"], patch),
+        f"{into}embeddings.patch_embedding.bias": params["stem/patches/bias"],
+        f"{into}embeddings.position_embedding.weight": params["positions/table"],
+        **named(params, "norm", f"{into}post_layernorm"),
+        **all_blocks(params, CLIP, f"{into}encoder.layers."),
+    }
+
+
+def llama(params: Arrays, names: Mapping[str, str], into: str) -> Named:
+    """Embedding, blocks and last norm of a decoder whose parts are called as Llama's are."""
+    return {
+        f"{into}embed_tokens.weight": params["embedding/table"],
+        **named(params, "norm", f"{into}norm"),
+        **all_blocks(params, names, f"{into}layers."),
+    }
