@@ -36,24 +36,14 @@ OPT = ATTENTION | {
     "feedforward/up": "fc1",
     "feedforward/down": "fc2",
 }
-
-
-WHISPER = ATTENTION | {
-    "attention/out": "self_attn.out_proj",
-    "attention_norm": "self_attn_layer_norm",
+WHISPER = OPT | {
     "cross/query": "encoder_attn.q_proj",
     "cross/key": "encoder_attn.k_proj",
     "cross/value": "encoder_attn.v_proj",
     "cross/out": "encoder_attn.out_proj",
     "cross_norm": "encoder_attn_layer_norm",
-    "feedforward_norm": "final_layer_norm",
-    "feedforward/up": "fc1",
-    "feedforward/down": "fc2",
 }
-CLIP = {
-    "attention/query": "self_attn.q_proj",
-    "attention/key": "self_attn.k_proj",
-    "attention/value": "self_attn.v_proj",
+CLIP = ATTENTION | {
     "attention/out": "self_attn.out_proj",
     "attention_norm": "layer_norm1",
     "feedforward_norm": "layer_norm2",
@@ -77,9 +67,9 @@ def below(params: Arrays, prefix: str) -> Named:
     return {name.removeprefix(prefix): x for name, x in params.items() if name.startswith(prefix)}
 
 
-def layers(params: Arrays, stack: str = "stack/") -> list[dict[str, np.ndarray]]:
+def layers(params: Arrays) -> list[Named]:
     """The parameters of a stack layer by layer: stacked in the first dimension, blocks of a chain in turn."""
-    found = below(params, stack + "block/")
+    found = below(params, "stack/block/")
     chain = sorted({name.split("/")[0] for name in found if name.startswith("blocks_")})
     blocks = [below(found, name + "/") for name in chain] or [found]
     depth = len(next(iter(found.values())))
@@ -95,15 +85,13 @@ def linear(path: str, x: np.ndarray) -> np.ndarray:
     return (x.reshape(-1, x.shape[-1]) if path.endswith("out/kernel") else x.reshape(x.shape[0], -1)).T
 
 
-def renamed(params: Arrays, names: Mapping[str, str], into: str = "") -> Named:
-    """Parameters under the peer's names; `names` maps modules, and whole paths where the peer says otherwise. Raises
-    KeyError for one that has no name there: nothing of ours may be left out."""
-    kinds = {"kernel": "weight", "scale": "weight", "table": "weight", "bias": "bias"}
+def renamed(params: Arrays, names: Mapping[str, str], into: str) -> Named:
+    """Parameters under the peer's names; `names` maps modules. Raises KeyError for one that has no name there."""
+    kinds = {"kernel": "weight", "scale": "weight", "bias": "bias"}
     found = {}
     for path, x in params.items():
         module, _, kind = path.rpartition("/")
-        name = names[path] if path in names else f"{names[module]}.{kinds[kind]}"
-        found[into + name] = linear(path, x)
+        found[f"{into}{names[module]}.{kinds[kind]}"] = linear(path, x)
     return found
 
 
@@ -122,7 +110,7 @@ def all_blocks(params: Arrays, names: Mapping[str, str], into: str) -> Named:
 
 def named(params: Arrays, module: str, into: str) -> Named:
     """Scale and bias of a norm, or kernel and bias of a linear map."""
-    return renamed({path: x for path, x in params.items() if path.startswith(module + "/")}, {module: into})
+    return renamed({path: x for path, x in params.items() if path.startswith(module + "/")}, {module: into}, "")
 
 
 def with_first(table: np.ndarray) -> np.ndarray:
