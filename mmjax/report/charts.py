@@ -173,7 +173,7 @@ def _span(series: Series, percent: bool) -> str:
 
 def heat_map(cosine: Sequence[Sequence[float]], captions: Sequence[str], pictures: Sequence[str]) -> Markup:
     """Captions (rows) by pictures (columns; data URIs or ""): the darker, the more alike. Pairs lie on the diagonal."""
-    size, cell, left, top = len(cosine), 38, 216, 46
+    size, cell, left, top = len(cosine), 38, 244, 46
     values = np.asarray(cosine, float)
     low, high = (float(np.quantile(values, q)) for q in (0.05, 1.0)) if values.size else (0.0, 1.0)
     shades = np.clip((values - low) / ((high - low) or 1), 0, 1) ** 1.5
