@@ -130,7 +130,7 @@ def _block(width: int) -> Block:
 PLAN = """\
 mmjax demo: a model that finds pictures by words in 14 languages, and names them and answers questions in 4.
   1. draws 3,773 emoji by three artists and learns a vocabulary                      about 30 s, once
-  2. trains on two of the artists: contrastive, matching and language objectives     5 to 13 min on 2 cores
+  2. trains on two of the artists: contrastive, matching and language objectives     5 to 17 min on 2 cores
   3. evaluates on concepts, compositions and a style it has never seen               about 60 s
   4. writes a page with pictures, captions, answers, curves and tables
 Stop it whenever you like: the same command goes on where it stopped."""
