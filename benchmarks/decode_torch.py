@@ -18,6 +18,7 @@ import transformers
 from transformers import CompileConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measure import hand_over, peak_mib, time_calls
+from benchmarks.transformers_names import gpt2_model, llama_model
 
 FORMS = {
     "dynamic": {},
@@ -26,70 +27,27 @@ FORMS = {
 }
 
 
-def layers_of(weights: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Weights of the stack layer by layer."""
-    stack = {name.removeprefix("stack/block/"): x for name, x in weights.items() if name.startswith("stack/")}
-    return [{path: x[layer] for path, x in stack.items()} for layer in range(len(stack["attention_norm/scale"]))]
-
-
 def gpt2(weights: dict[str, np.ndarray]) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
-    """The model, and our weights under its names; its linear maps are [in, out] as ours."""
-    found = {
-        "lm_head.weight": weights["embedding/table"],
-        "transformer.wte.weight": weights["embedding/table"],
-        "transformer.wpe.weight": weights["positions/table"],
-        "transformer.ln_f.weight": weights["norm/scale"],
-        "transformer.ln_f.bias": weights["norm/bias"],
-    }
-    for layer, its in enumerate(layers_of(weights)):
-        name, width = f"transformer.h.{layer}.", len(its["attention_norm/scale"])
-        for ours, theirs in (("attention_norm", "ln_1"), ("feedforward_norm", "ln_2")):
-            found |= {f"{name}{theirs}.weight": its[f"{ours}/scale"], f"{name}{theirs}.bias": its[f"{ours}/bias"]}
-        parts = ("query", "key", "value")
-        kernels = [its[f"attention/{part}/kernel"].reshape(width, -1) for part in parts]
-        found[f"{name}attn.c_attn.weight"] = np.concatenate(kernels, 1)
-        found[f"{name}attn.c_attn.bias"] = np.concatenate([its[f"attention/{part}/bias"].ravel() for part in parts])
-        for ours, theirs in (
-            ("attention/out", "attn.c_proj"),
-            ("feedforward/up", "mlp.c_fc"),
-            ("feedforward/down", "mlp.c_proj"),
-        ):
-            kernel, bias = its[f"{ours}/kernel"], its[f"{ours}/bias"]
-            found |= {f"{name}{theirs}.weight": kernel.reshape(-1, kernel.shape[-1]), f"{name}{theirs}.bias": bias}
-    return GPT2LMHeadModel(GPT2Config()), found
+    """The model, and our weights under its names."""
+    return GPT2LMHeadModel(GPT2Config()), gpt2_model(weights)
 
 
 def smollm(weights: dict[str, np.ndarray]) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
-    """The model, and our weights under its names; its linear maps are [out, in]."""
+    """The model, and our weights under its names."""
     vocab, width = weights["embedding/table"].shape
-    found = {
-        "model.embed_tokens.weight": weights["embedding/table"],
-        "lm_head.weight": weights["embedding/table"],
-        "model.norm.weight": weights["norm/scale"],
-    }
-    layers = layers_of(weights)
-    (heads, size), groups = layers[0]["attention/query/kernel"].shape[1:], layers[0]["attention/key/kernel"].shape[1]
-    for layer, its in enumerate(layers):
-        name = f"model.layers.{layer}."
-        found[f"{name}input_layernorm.weight"] = its["attention_norm/scale"]
-        found[f"{name}post_attention_layernorm.weight"] = its["feedforward_norm/scale"]
-        for part in ("query", "key", "value"):
-            found[f"{name}self_attn.{part[0]}_proj.weight"] = its[f"attention/{part}/kernel"].reshape(width, -1).T
-        found[f"{name}self_attn.o_proj.weight"] = its["attention/out/kernel"].reshape(-1, width).T
-        for part in ("gate", "up", "down"):
-            found[f"{name}mlp.{part}_proj.weight"] = its[f"feedforward/{part}/kernel"].T
+    depth, _, heads, size = weights["stack/block/attention/query/kernel"].shape
     shape = LlamaConfig(
         vocab_size=vocab,
         hidden_size=width,
-        intermediate_size=layers[0]["feedforward/up/kernel"].shape[1],
-        num_hidden_layers=len(layers),
+        intermediate_size=weights["stack/block/feedforward/up/kernel"].shape[-1],
+        num_hidden_layers=depth,
         num_attention_heads=heads,
-        num_key_value_heads=groups,
+        num_key_value_heads=weights["stack/block/attention/key/kernel"].shape[2],
         head_dim=size,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(shape), found
+    return LlamaForCausalLM(shape), llama_model(weights)
 
 
 MODELS = {"gpt2": gpt2, "smollm-135m": smollm}

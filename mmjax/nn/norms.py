@@ -86,19 +86,21 @@ def _normed(norm: PictureNorm | GroupNorm, x: Float[Array, "B H W C"], size: int
 
     Places are summed first, each channel by itself: all that follows, and all of its gradient, is small or is one map
     of [B H W C]. The variance is that about a mean held still, which has the same derivatives and no other path to x.
-    On two cores the step of the demo's towers takes 8 % less than with sums over groups."""
+    On two cores (Ice Lake) the step of the demo's towers takes 6 to 9 % less than with sums over groups."""
+    batch, height, width, channels = x.shape
     wide = x.astype(jnp.float32)
 
-    def mean(x: Array) -> Float[Array, "B 1 1 C"]:
-        sums = jnp.sum(x, axis=(1, 2)).reshape(x.shape[0], -1, size)
-        means = jnp.sum(sums, axis=-1, keepdims=True) / (x.shape[1] * x.shape[2] * size)
-        return jnp.broadcast_to(means, sums.shape).reshape(x.shape[0], 1, 1, -1)
+    def mean(values: Float[Array, "B H W C"]) -> Float[Array, "B 1 1 C"]:
+        """Of each channel's group."""
+        sums = jnp.sum(values, axis=(1, 2)).reshape(batch, -1, size)
+        means = jnp.sum(sums, axis=-1, keepdims=True) / (height * width * size)
+        return jnp.broadcast_to(means, sums.shape).reshape(batch, 1, 1, channels)
 
     centre = mean(wide)
     still = jax.lax.stop_gradient(centre)
     variance = mean(jnp.square(wide - still)) - jnp.square(centre - still)
-    scale = declare(norm, "scale", nn.initializers.ones, width=x.shape[-1])
-    bias = declare(norm, "bias", nn.initializers.zeros, width=x.shape[-1])
+    scale = declare(norm, "scale", nn.initializers.ones, width=channels)
+    bias = declare(norm, "bias", nn.initializers.zeros, width=channels)
     factor = jax.lax.rsqrt(variance + norm.epsilon) * scale
     return (wide * factor + (bias - centre * factor)).astype(x.dtype)
 

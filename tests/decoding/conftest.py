@@ -1,4 +1,4 @@
-"""Tiny decoders of every kind, rows for them, and what a model says of a row without any cache."""
+"""Tiny decoders of every kind, and what a model says of a row without any cache."""
 
 import functools
 
@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax.core.batch import Batch, Text
 from mmjax.core.parameters import unbox
 from mmjax.core.tokens import Pattern
 from mmjax.decoding.state import Fixed
@@ -18,22 +17,9 @@ from mmjax.nn.feedforward import FeedForward
 from mmjax.nn.norms import LayerNorm, RMSNorm
 from mmjax.nn.stack import Stack
 from mmjax.ops.rotary import MultimodalRotary, Rotary
+from tests.rows import rows_of, scores_of
 
 VOCAB = 31
-
-
-def rows_of(prompts, prefix=2, length=None):
-    """Prompts (ids each) as a batch of right-padded rows: the first `prefix` places see each other, then causal."""
-    length = length or max(map(len, prompts))
-    ids, segment, block, position = (np.zeros((len(prompts), length), np.int32) for _ in range(4))
-    for row, prompt in enumerate(prompts):
-        size = len(prompt)
-        ids[row, :size], segment[row, :size], position[row, :size] = prompt, 1, np.arange(size)
-        block[row, :size] = np.maximum(np.arange(size) - prefix + 1, 0)
-    loss = (position >= prefix).astype(np.float32)
-    text = Text(ids, np.full_like(ids, -1), segment, block, position, loss)
-    number = np.arange(len(prompts))[:, None]
-    return Batch(text=text, id=number, fault=(segment.max(1, keepdims=True) == 0).astype(np.uint8))
 
 
 def parameters(model, batch, seed=0):
@@ -42,9 +28,7 @@ def parameters(model, batch, seed=0):
 
 @functools.partial(jax.jit, static_argnames="fixed")
 def _scores(fixed, params, batch):
-    scope = fixed.model.bind({"params": params})
-    decoder, fused = getattr(scope, "decoder", scope), scope.fuse(batch)
-    return decoder.logits(decoder.through(fused.row, fused.memory))
+    return scores_of(fixed.model, params, batch)
 
 
 def scores(model, params, batch):

@@ -15,7 +15,8 @@ from mmjax.decoding.constraints import Each, Repetition, TokenSet, one_of
 from mmjax.decoding.generate import generate
 from mmjax.decoding.patterns import derive, matching, nullable, parse
 from mmjax.decoding.samplers import Sampling
-from tests.decoding.conftest import PROMPTS, VOCAB, rows_of
+from tests.decoding.conftest import PROMPTS, VOCAB
+from tests.rows import rows_of
 
 END = 30
 WORDS = [None, *"0123456789abcdex.-+", "12", "00", "ab", "abc", "e-", "e5", "1.", ".5", "xx", "-", None]

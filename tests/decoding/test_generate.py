@@ -12,7 +12,8 @@ from mmjax.decoding.generate import generate, stream
 from mmjax.decoding.samplers import Sampling
 from mmjax.decoding.state import advance, asked, start
 from mmjax.nn import cache
-from tests.decoding.conftest import MODELS, PROMPTS, VOCAB, ended, parameters, rows_of, scores
+from tests.decoding.conftest import MODELS, PROMPTS, VOCAB, ended, parameters, scores
+from tests.rows import rows_of
 
 
 def logits_of(model, params, rows):

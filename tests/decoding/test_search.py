@@ -11,7 +11,8 @@ from mmjax.decoding.beam import beam
 from mmjax.decoding.generate import generate
 from mmjax.decoding.scoring import choose, score
 from mmjax.decoding.speculative import speculate
-from tests.decoding.conftest import MODELS, PROMPTS, VOCAB, ended, parameters, rows_of
+from tests.decoding.conftest import MODELS, PROMPTS, VOCAB, ended, parameters
+from tests.rows import rows_of
 
 
 def told(model, params, continuations, prefix=2):

@@ -14,9 +14,9 @@ from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block, Chain
 from mmjax.nn.stack import Stack, apart, at, placed, stacks_called
 from mmjax.ops.blocks import ROWS
-from tests.decoding.conftest import rows_of
 from tests.drawn import drawn
 from tests.models import seq2seq_toy
+from tests.rows import rows_of
 
 STACKS = {
     "plain": Stack(Block(Attention(2)), 3),

@@ -14,9 +14,10 @@ from mmjax.nn.block import Block, Chain
 from mmjax.nn.norms import RMSNorm
 from mmjax.nn.recurrent import GRU, LSTM, AttendTell, Backward, Recurrent
 from mmjax.nn.stack import Stack
-from tests.decoding.conftest import PROMPTS, VOCAB, rows_of, scores
+from tests.decoding.conftest import PROMPTS, VOCAB, scores
 from tests.decoding.conftest import parameters as decoder_parameters
 from tests.drawn import applied, drawn
+from tests.rows import rows_of
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 6, 8)).astype(np.float32)

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import torch
 
-from mmjax.core.batch import Batch
 from mmjax.core.pytrees import flatten_names
 
 Renaming = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
@@ -19,17 +18,7 @@ Renaming = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 OUTPUTS, GRADIENTS = 2e-5, 1e-4  # of the largest number: float32, and sums in another order
 
 
-def logits_of(model: Any, batch: Batch) -> Callable[[Any], jax.Array]:
-    """From the parameters of a decoder, or of what has one, to the scores of what follows each place."""
-
-    def logits(model: Any) -> jax.Array:
-        fused, decoder = model.fuse(batch), getattr(model, "decoder", model)
-        return decoder.logits(decoder.through(fused.row, fused.memory))
-
-    return lambda params: model.apply({"params": params}, method=logits)
-
-
-def compare(
+def assert_same(
     ours: Callable[[Any], jax.Array],
     params: Any,
     peer: torch.nn.Module,
@@ -55,7 +44,7 @@ def compare(
 
     shape = jax.eval_shape(ours, params).shape
     weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    weight *= 1 if counts is None else counts.reshape(counts.shape + (1,) * (len(shape) - counts.ndim))
+    weight *= 1 if counts is None else counts[..., None]
 
     def weighted(params: Any) -> tuple[jax.Array, jax.Array]:
         y = ours(params)
@@ -63,17 +52,17 @@ def compare(
 
     (_, mine), slopes = jax.jit(jax.value_and_grad(weighted, has_aux=True))(params)
     said = theirs()
-    close("outputs", np.asarray(mine) * (weight != 0), said.detach().numpy() * (weight != 0), OUTPUTS)
+    assert_close("outputs", np.asarray(mine) * (weight != 0), said.detach().numpy() * (weight != 0), OUTPUTS)
     (said * torch.from_numpy(weight)).sum().backward()
     slopes = translated(slopes)
     steepest = max(float(np.max(np.abs(slopes[name]))) for name in own)
     for name, x in own.items():
         expected = np.zeros(x.shape, np.float32) if x.grad is None else x.grad.numpy()
         # A bias of all keys has no effect: what is left of its gradient is rounding.
-        close(f"gradient of {name}", slopes[name], expected, GRADIENTS, 1e-3 * steepest)
+        assert_close(f"gradient of {name}", slopes[name], expected, GRADIENTS, 1e-3 * steepest)
 
 
-def close(what: str, mine: np.ndarray, theirs: np.ndarray, tolerance: float, at_least: float = 0.0) -> None:
+def assert_close(what: str, mine: np.ndarray, theirs: np.ndarray, tolerance: float, at_least: float = 0.0) -> None:
     """Raises where two arrays differ by more than `tolerance` of the largest number, or of `at_least`."""
     scale = max(float(np.max(np.abs(theirs))), at_least)
     np.testing.assert_allclose(mine / scale, theirs / scale, rtol=0, atol=tolerance, err_msg=what)

@@ -2,12 +2,22 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import torch
 import transformers
 
+from benchmarks.transformers_names import (
+    VIT,
+    all_blocks,
+    as_conv,
+    below,
+    clip_eyes,
+    linear,
+    named,
+    positions_of,
+    siglip_eyes,
+    words,
+)
 from experiments.clip_l14 import blocks, picture_encoder
-from mmjax.core.batch import Batch, Text
 from mmjax.encoders.image import ClassToken, ViT
 from mmjax.encoders.text import TextEncoder
 from mmjax.heads.contrastive import Contrastive
@@ -18,36 +28,20 @@ from mmjax.nn.block import Block
 from mmjax.nn.feedforward import FeedForward
 from mmjax.nn.norms import LayerNorm
 from mmjax.nn.pooling import AttentionPool, First, Last
-from mmjax.nn.sizes import SIZES, Size
 from mmjax.nn.stack import Stack
 from mmjax.ops.masks import causal
 from tests.drawn import drawn
-from tests.parity.names import VIT, all_blocks, as_conv, below, clip_eyes, linear, named, siglip_eyes, with_first, words
-from tests.parity.peers import compare
-from tests.parity.pictures import pictures, seen
+from tests.parity.inputs import EYES, LAST, PATCH, SHAPE, SIDE, SIZE, VOCAB, pictures, rows, seen, told
+from tests.parity.peers import assert_same
 
-VOCAB, LENGTH, SIDE, PATCH = 61, 9, 32, 8
-SIZE = Size(48, 2, 80, 4)
-SHAPE = {"hidden_size": SIZE.width, "intermediate_size": SIZE.mlp, "num_hidden_layers": SIZE.depth}
-SHAPE |= {"num_attention_heads": SIZE.heads, "attn_implementation": "eager"}
-EYES = SHAPE | {"image_size": SIDE, "patch_size": PATCH}
-WORDS = SHAPE | {"vocab_size": VOCAB, "max_position_embeddings": LENGTH, "bos_token_id": 0, "pad_token_id": 0}
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """`SIZE` as a row of the table."""
-    monkeypatch.setitem(SIZES, "small", SIZE)
-
-
-def texts(lengths):
-    """Rows of random ids that end with the largest."""
-    place = np.tile(np.arange(LENGTH), (len(lengths), 1))
-    last = np.asarray(lengths)[:, None] - 1
-    ids = np.where(place < last, np.random.default_rng(0).integers(1, VOCAB - 1, place.shape), 0)
-    ids, real = np.where(place == last, VOCAB - 1, ids).astype(np.int32), place <= last
-    position = np.where(real, place, 0).astype(np.int32)
-    return Text(ids, np.full_like(ids, -1), real.astype(np.int32), position, position, real.astype(np.float32))
+LENGTH = 9
+WORDS = SHAPE | {
+    "vocab_size": VOCAB,
+    "max_position_embeddings": LENGTH,
+    "bos_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": LAST,
+}
 
 
 def test_clip():
@@ -55,12 +49,10 @@ def test_clip():
     image = Tower(picture_encoder(f"small/{PATCH}", SIDE), First())
     language = TextEncoder.of("small", VOCAB, LENGTH, stack=blocks(SIZE), order=causal)
     model = Towers(image=image, text=Tower(language, Last()), head=Contrastive(24))
-    images, text = pictures(3, SIDE), texts((LENGTH, 5, 2))
-    batch = Batch(image=images, text=text, id=np.zeros((3, 1), np.int32), fault=np.zeros((3, 1), np.uint8))
-    config = {"eos_token_id": VOCAB - 1}
+    batch = rows((LENGTH, 5, 2), end=(LAST,)).replace(image=pictures(3))
     peer = transformers.CLIPModel(
         transformers.CLIPConfig(
-            text_config=transformers.CLIPTextConfig(**WORDS, **config).to_dict(),
+            text_config=transformers.CLIPTextConfig(**WORDS).to_dict(),
             vision_config=transformers.CLIPVisionConfig(**EYES).to_dict(),
             projection_dim=24,
         )
@@ -73,8 +65,7 @@ def test_clip():
         return jnp.concatenate([vectors["image"], vectors["text"], logits], axis=1)
 
     def theirs():
-        ids, real = torch.from_numpy(text.ids).long(), torch.from_numpy(text.segment).long()
-        found = peer(input_ids=ids, attention_mask=real, pixel_values=seen(images, image.encoder))
+        found = peer(**told(batch), pixel_values=seen(batch.image, image.encoder))
         return torch.cat([found.image_embeds, found.text_embeds, found.logits_per_text], 1)
 
     def renaming(params):
@@ -88,7 +79,7 @@ def test_clip():
             **words(language, "text_model."),
         }
 
-    compare(ours, drawn(model, batch)["params"], peer, theirs, renaming, unlike="vision.*position_embedding.weight")
+    assert_same(ours, drawn(model, batch)["params"], peer, theirs, renaming, unlike=".*class_embedding")
 
 
 def test_siglip():
@@ -96,11 +87,10 @@ def test_siglip():
     image = Tower(ViT.of(f"small/{PATCH}", SIDE), AttentionPool(SIZE.heads, SIZE.mlp))
     language = Tower(TextEncoder.of("small", VOCAB, LENGTH), Last())
     model = Towers(image=image, text=language, head=Contrastive(SIZE.width, project_bias=True))
-    images, text = pictures(3, SIDE), texts((LENGTH,) * 3)
-    batch = Batch(image=images, text=text, id=np.zeros((3, 1), np.int32), fault=np.zeros((3, 1), np.uint8))
+    batch = rows((LENGTH,) * 3, prefix=LENGTH).replace(image=pictures(3))
     peer = transformers.SiglipModel(
         transformers.SiglipConfig(
-            text_config=transformers.SiglipTextConfig(**WORDS, eos_token_id=VOCAB - 1).to_dict(),
+            text_config=transformers.SiglipTextConfig(**WORDS).to_dict(),
             vision_config=transformers.SiglipVisionConfig(**EYES).to_dict(),
         )
     )
@@ -111,9 +101,8 @@ def test_siglip():
         return jnp.concatenate([found["pooled"]["image"], found["embeddings"]["text"]], axis=1)
 
     def theirs():
-        ids = torch.from_numpy(text.ids).long()
-        read = peer.text_model(input_ids=ids).pooler_output
-        looked = peer.vision_model(pixel_values=seen(images, image.encoder)).pooler_output
+        read = peer.text_model(**told(batch)).pooler_output
+        looked = peer.vision_model(pixel_values=seen(batch.image, image.encoder)).pooler_output
         return torch.cat([looked, torch.nn.functional.normalize(read, dim=-1)], 1)
 
     def renaming(params):
@@ -134,31 +123,31 @@ def test_siglip():
             **named(pool, "feedforward/down", f"{into}mlp.fc2"),
         }
 
-    compare(ours, drawn(model, batch)["params"], peer, theirs, renaming)
+    assert_same(ours, drawn(model, batch)["params"], peer, theirs, renaming)
 
 
 def test_vit():
     """The released ViT: a class token, the exact GELU, a smaller epsilon."""
     block = Block(Attention(SIZE.heads), FeedForward(SIZE.mlp, gelu_exact), LayerNorm(1e-12))
     slots = {"class_token": ClassToken(), "stack": Stack(block, SIZE.depth), "norm": LayerNorm(1e-12)}
-    model, images = ViT.of(f"small/{PATCH}", SIDE, **slots), pictures(3, SIDE)
+    model, images = ViT.of(f"small/{PATCH}", SIDE, **slots), pictures(3)
     peer = transformers.ViTModel(transformers.ViTConfig(**EYES), add_pooling_layer=False)
 
     def renaming(params):
         return {
-            "embeddings.cls_token": params["class_token/token"][None],
-            "embeddings.position_embeddings": with_first(params["positions/table"])[None],
+            "embeddings.cls_token": 0 * params["class_token/token"][None],
+            "embeddings.position_embeddings": positions_of(params)[None],
             "embeddings.patch_embeddings.projection.weight": as_conv(params["stem/patches/kernel"], PATCH),
             "embeddings.patch_embeddings.projection.bias": params["stem/patches/bias"],
             **named(params, "norm", "layernorm"),
             **all_blocks(params, VIT, "layers."),
         }
 
-    compare(
+    assert_same(
         lambda params: model.apply({"params": params}, images).x,
         drawn(model, images)["params"],
         peer,
         lambda: peer(pixel_values=seen(images, model)).last_hidden_state,
         renaming,
-        unlike="embeddings.position_embeddings",
+        unlike=".*cls_token",
     )

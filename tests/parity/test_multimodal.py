@@ -1,84 +1,69 @@
 """Whole models of pictures or sound and text, small, against those of transformers."""
 
 import dataclasses
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import torch
 import transformers
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen
 
+from benchmarks.transformers_names import LLAMA, WHISPER, all_blocks, below, clip_eyes, llama, named, siglip_eyes
 from experiments.clip_l14 import picture_encoder
-from mmjax.core.batch import MODALITIES, Batch, Sensor, Text
+from mmjax.core.batch import MODALITIES, Sensor
 from mmjax.core.tokens import Places
 from mmjax.encoders.image import ViT
-from mmjax.encoders.speech import WHISPERS
 from mmjax.fusion.connectors import MLP, InTurn, Project, SkipFirst
 from mmjax.fusion.early import Interleave
 from mmjax.models.decoder import Decoder, Sense
 from mmjax.models.seq2seq import Seq2Seq
 from mmjax.nn.decoder_sizes import DECODER_SIZES
 from mmjax.nn.norms import Identity
-from mmjax.nn.sizes import SIZES, Size
 from mmjax.ops.rotary import MultimodalRotary
 from tests.drawn import drawn
-from tests.parity.names import LLAMA, WHISPER, all_blocks, below, clip_eyes, llama, named, siglip_eyes
-from tests.parity.peers import close, compare, logits_of
-from tests.parity.pictures import pictures, seen
+from tests.parity.inputs import (
+    EYES,
+    LAST,
+    PATCH,
+    SHAPE,
+    SIDE,
+    SIZE,
+    VOCAB,
+    heads_of,
+    pictures,
+    rows,
+    seen,
+    shrunk,
+    told,
+)
+from tests.parity.peers import assert_close, assert_same
+from tests.rows import scores_of
 
-VOCAB, SIDE, PATCH, CELLS = 61, 32, 8, 16
-IMAGE = VOCAB - 1  # the id that stands where a token of the picture lands
-SIZE = Size(48, 2, 80, 4)
-SHAPE = {"hidden_size": SIZE.width, "intermediate_size": SIZE.mlp, "num_hidden_layers": SIZE.depth}
-SHAPE |= {"num_attention_heads": SIZE.heads, "attn_implementation": "eager"}
-EYES = SHAPE | {"image_size": SIDE, "patch_size": PATCH}
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Rows of the tables that are `SIZE`."""
-    monkeypatch.setitem(SIZES, "small", SIZE)
-    monkeypatch.setitem(WHISPERS, "small", SIZE)
-    for family in ("llama2-7b", "gemma-2b"):
-        shape = DECODER_SIZES[family]
-        groups = shape.kv_heads and 1
-        size = shape.head_dim and 12
-        row = dataclasses.replace(shape, width=48, depth=2, mlp=80, heads=4, kv_heads=groups, head_dim=size)
-        monkeypatch.setitem(DECODER_SIZES, f"small-{family}", row)
+CELLS = (SIDE // PATCH) ** 2
 
 
-def dialogue(before, prefix, lengths):
+def dialogue(before, lengths, prefix=1):
     """Rows of `before` ids, a picture and more ids, up to `lengths`; the first `prefix` places see each other."""
-    place = np.tile(np.arange(max(lengths)), (len(lengths), 1))
-    real = place < np.asarray(lengths)[:, None]
-    slot = np.where((place >= before) & (place < before + CELLS), place - before, -1)
-    ids = np.where(real & (slot < 0), np.random.default_rng(0).integers(1, IMAGE, place.shape), 0)
-    block, position = np.maximum(place - prefix + 1, 0) * real, place * real
-    flat = [np.asarray(x, np.int32) for x in (ids, slot, real, block, position)]
-    text = Text(*flat, np.zeros(real.shape, np.float32), (("image", CELLS),))
-    lead = np.zeros((len(lengths), 1))
-    batch = Batch(text=text, image=pictures(len(lengths), SIDE), id=lead.astype(np.int32), fault=lead.astype(np.uint8))
-    return batch.check(), real
+    batch = rows(lengths, prefix=prefix)
+    place = np.arange(max(lengths)) - before
+    slot = np.broadcast_to(np.where((place >= 0) & (place < CELLS), place, -1), batch.text.ids.shape).astype(np.int32)
+    text = dataclasses.replace(batch.text, slot=slot, loss=batch.text.loss * (slot < 0), per_item=(("image", CELLS),))
+    return batch.replace(text=text, image=pictures(len(lengths))).check()
 
 
-def told(batch, real):
-    """The row as the peers take it."""
-    ids = np.where(batch.text.slot >= 0, IMAGE, batch.text.ids)
-    return {"input_ids": torch.from_numpy(ids).long(), "attention_mask": torch.from_numpy(real).long()}
-
-
-def test_llava():
+def test_llava(monkeypatch):
     """As in experiments/llava_7b.py: CLIP without its last block and its class token, an MLP, and the row."""
     eyes = picture_encoder(f"small/{PATCH}", SIDE, left_out=1, norm=Identity())
     sense = Sense(eyes, InTurn((SkipFirst(), MLP(SIZE.width))))
-    model = Decoder.of("small-llama2-7b", VOCAB, media={"image": sense}, fusion=Interleave())
-    batch, real = dialogue(before=3, prefix=0, lengths=(26, 22))
+    monkeypatch.setitem(DECODER_SIZES, "small", shrunk("llama2-7b"))
+    model = Decoder.of("small", VOCAB, media={"image": sense}, fusion=Interleave())
+    batch = dialogue(3, (26, 22))
     text = transformers.LlamaConfig(**SHAPE, vocab_size=VOCAB, rms_norm_eps=1e-5, pad_token_id=0)
     vision = transformers.CLIPVisionConfig(**EYES)
     peer = transformers.LlavaForConditionalGeneration(
         transformers.LlavaConfig(
-            vision_config=vision, text_config=text, image_token_index=IMAGE, attn_implementation="eager"
+            vision_config=vision, text_config=text, image_token_index=LAST, attn_implementation="eager"
         )
     )
 
@@ -92,25 +77,28 @@ def test_llava():
         }
 
     def theirs():
-        return peer(**told(batch, real), pixel_values=seen(batch.image, eyes)).logits
+        return peer(**told(batch), pixel_values=seen(batch.image, eyes)).logits
 
-    unused = ".*(position_embedding|vision_tower.(encoder.layers.1|post_layernorm)).*"
-    compare(logits_of(model, batch), drawn(model, batch)["params"], peer, theirs, renaming, real, unused)
+    unlike = ".*(class_embedding|vision_tower.(encoder.layers.1|post_layernorm)).*"
+    params = drawn(model, batch)["params"]
+    assert_same(partial(scores_of, model, batch=batch), params, peer, theirs, renaming, batch.text.valid, unlike)
 
 
-def test_paligemma():
+def test_paligemma(monkeypatch):
     """As in experiments/paligemma_3b.py: SigLIP, a linear map, and a row whose picture and question see each other."""
     eyes = ViT.of(f"small/{PATCH}", SIDE)
     sense = Sense(eyes, Project(SIZE.width))
-    model = Decoder.of("small-gemma-2b", VOCAB, media={"image": sense}, fusion=Interleave())
+    shape = shrunk("gemma-2b")
+    monkeypatch.setitem(DECODER_SIZES, "small", shape)
+    model = Decoder.of("small", VOCAB, media={"image": sense}, fusion=Interleave())
     prefix = CELLS + 4
-    batch, real = dialogue(before=0, prefix=prefix, lengths=(26, 23))
+    batch = dialogue(0, (26, 23), prefix)
     text = transformers.GemmaConfig(
-        **SHAPE, vocab_size=VOCAB, num_key_value_heads=1, head_dim=12, pad_token_id=0, bos_token_id=1, eos_token_id=2
+        **SHAPE | heads_of(shape), vocab_size=VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=2
     )
     vision = transformers.SiglipVisionConfig(**EYES, vision_use_head=False)
     config = transformers.PaliGemmaConfig(
-        vision_config=vision, text_config=text, image_token_index=IMAGE, projection_dim=SIZE.width
+        vision_config=vision, text_config=text, image_token_index=LAST, projection_dim=SIZE.width
     )
     peer = transformers.PaliGemmaForConditionalGeneration._from_config(config, attn_implementation="eager")
 
@@ -124,23 +112,20 @@ def test_paligemma():
 
     def theirs():
         peer.train()  # only then does it tell prefix and answer apart; it has no dropout
-        kinds = torch.from_numpy((np.arange(real.shape[1]) >= prefix) * real).long()
-        return peer(**told(batch, real), token_type_ids=kinds, pixel_values=seen(batch.image, eyes)).logits
+        kinds = torch.from_numpy(batch.text.block > 0).long()
+        return peer(**told(batch), token_type_ids=kinds, pixel_values=seen(batch.image, eyes)).logits
 
-    compare(logits_of(model, batch), drawn(model, batch)["params"], peer, theirs, renaming, real)
+    params = drawn(model, batch)["params"]
+    assert_same(partial(scores_of, model, batch=batch), params, peer, theirs, renaming, batch.text.valid)
 
 
 def test_whisper():
     """Log-mel features of full length in, the scores of a transcript out."""
     frames, channels, length = 16, 80, 9
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(2, 1, frames, channels)).astype(np.float32)
+    values = np.random.default_rng(0).normal(size=(2, 1, frames, channels)).astype(np.float32)
     there, full = np.ones((2, 1), bool), np.full((2, 1), frames, np.int32)
     heard = Sensor(values, np.ones((2, 1, channels), bool), full, there, there.astype(np.int32), 100.0)
-    place = np.tile(np.arange(length, dtype=np.int32), (2, 1))
-    ids = rng.integers(1, VOCAB, place.shape).astype(np.int32)
-    text = Text(ids, np.full_like(ids, -1), np.ones_like(ids), place, place, np.zeros(ids.shape, np.float32))
-    batch = Batch(sensor=heard, text=text, id=np.zeros((2, 1), np.int32), fault=np.zeros((2, 1), np.uint8)).check()
+    batch = rows((length,) * 2).replace(sensor=heard).check()
     model = Seq2Seq.whisper("small", VOCAB, length)
     sides = [f"{side}_{what}" for side in ("encoder", "decoder") for what in ("layers", "attention_heads", "ffn_dim")]
     peer = transformers.WhisperForConditionalGeneration(
@@ -176,10 +161,11 @@ def test_whisper():
 
     def theirs():
         features = torch.from_numpy(values[:, 0].transpose(0, 2, 1).copy())
-        return peer(input_features=features, decoder_input_ids=torch.from_numpy(ids).long()).logits
+        return peer(input_features=features, decoder_input_ids=told(batch)["input_ids"]).logits
 
     unlike = "model.encoder.embed_positions.weight"  # sines of its own, not learned
-    compare(logits_of(model, batch), drawn(model, batch)["params"], peer, theirs, renaming, unlike=unlike)
+    params = drawn(model, batch)["params"]
+    assert_same(partial(scores_of, model, batch=batch), params, peer, theirs, renaming, unlike=unlike)
 
 
 def test_positions_of_qwen2_vl_over_text_and_pictures():
@@ -208,4 +194,4 @@ def test_positions_of_qwen2_vl_over_text_and_pictures():
     x = np.random.default_rng(0).normal(size=(1, 2, length, width)).astype(np.float32)
     parts = qwen.Qwen2VLRotaryEmbedding(config.text_config)(torch.from_numpy(x), expected)
     turned, _ = qwen.apply_rotary_pos_emb(*[torch.from_numpy(x)] * 2, *parts)
-    close("turned", np.asarray(rotary(jnp.asarray(x), places)), turned.numpy(), 1e-5)
+    assert_close("turned", np.asarray(rotary(jnp.asarray(x), places)), turned.numpy(), 1e-5)

@@ -1,4 +1,4 @@
-"""Our parameters under the names that transformers gives them."""
+"""Our parameters, or their gradients, under the names that transformers gives them (also for `tests/parity`)."""
 
 from __future__ import annotations
 
@@ -113,17 +113,17 @@ def named(params: Arrays, module: str, into: str) -> Named:
     return renamed({path: x for path, x in params.items() if path.startswith(module + "/")}, {module: into}, "")
 
 
-def with_first(table: np.ndarray) -> np.ndarray:
-    """A table of positions for a class token, too: ours has none, its position is part of itself."""
-    return np.concatenate([0 * table[:1], table])
+def positions_of(params: Arrays) -> np.ndarray:
+    """A table of positions that begins with that of the class token, which of ours is part of the token itself."""
+    return np.concatenate([params["class_token/token"], params["positions/table"]])
 
 
 def clip_eyes(params: Arrays, patch: int, into: str) -> Named:
     """CLIP's tower for pictures but for its last norm."""
     return {
-        f"{into}embeddings.class_embedding": params["class_token/token"][0],
+        f"{into}embeddings.class_embedding": 0 * params["class_token/token"][0],
         f"{into}embeddings.patch_embedding.weight": as_conv(params["stem/patches/kernel"], patch),
-        f"{into}embeddings.position_embedding.weight": with_first(params["positions/table"]),
+        f"{into}embeddings.position_embedding.weight": positions_of(params),
         **named(params, "before", f"{into}pre_layrnorm"),
         **all_blocks(params, CLIP, f"{into}encoder.layers."),
     }
@@ -157,3 +157,49 @@ def llama(params: Arrays, names: Mapping[str, str], into: str) -> Named:
         **named(params, "norm", f"{into}norm"),
         **all_blocks(params, names, f"{into}layers."),
     }
+
+
+def llama_model(params: Arrays, names: Mapping[str, str] = LLAMA) -> Named:
+    """The same and its head, for Llama and those that name their parts as it does."""
+    head = params.get("head/table", params["embedding/table"])
+    return llama(params, names, "model.") | {"lm_head.weight": head}
+
+
+def opt_model(params: Arrays) -> Named:
+    """OPT and its head. Its table of positions begins with two that stand for padding."""
+    return {
+        "model.decoder.embed_tokens.weight": params["embedding/table"],
+        "model.decoder.embed_positions.weight": np.roll(params["positions/table"], 2, axis=0),
+        "lm_head.weight": params["embedding/table"],
+        **named(params, "norm", "model.decoder.final_layer_norm"),
+        **all_blocks(params, OPT, "model.decoder.layers."),
+    }
+
+
+def gpt2_model(params: Arrays) -> Named:
+    """GPT-2 and its head. Its linear maps are [in, out], and query, key and value are one."""
+    found = {
+        "transformer.wte.weight": params["embedding/table"],
+        "transformer.wpe.weight": params["positions/table"],
+        **named(params, "norm", "transformer.ln_f"),
+        "lm_head.weight": params["embedding/table"],
+    }
+    names = {
+        "attention_norm": "ln_1",
+        "feedforward_norm": "ln_2",
+        "attention/out": "attn.c_proj",
+        "feedforward/up": "mlp.c_fc",
+        "feedforward/down": "mlp.c_proj",
+    }
+    for layer, its in enumerate(layers(params)):
+        name, parts = f"transformer.h.{layer}.", ("query", "key", "value")
+        rest = {path: x for path, x in its.items() if path.rpartition("/")[0] in names}
+        kernels, biases = (
+            [linear(f"{part}/{kind}", its[f"attention/{part}/{kind}"]) for part in parts] for kind in ("kernel", "bias")
+        )
+        found |= {path: x.T for path, x in renamed(rest, names, name).items()}
+        found |= {
+            f"{name}attn.c_attn.weight": np.concatenate(kernels).T,
+            f"{name}attn.c_attn.bias": np.concatenate(biases),
+        }
+    return found
