@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmjax.core.errors import StorageError
+from mmjax.core.folders import cache_path
 
 
 def cache_folder() -> pathlib.Path:
-    """$MMJAX_CACHE, or ~/.cache/mmjax; made when missing. Raises StorageError when it cannot be written."""
-    folder = pathlib.Path(os.environ.get("MMJAX_CACHE") or "~/.cache/mmjax").expanduser()
+    """`cache_path()`, made when missing. Raises StorageError when it cannot be written."""
+    folder = cache_path()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

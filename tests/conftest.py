@@ -15,6 +15,7 @@ FLAGS = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",
 )
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # programs that tests start leave nothing in the user's cache
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
 import jax  # noqa: E402

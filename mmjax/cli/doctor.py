@@ -18,6 +18,7 @@ from typing import Literal
 
 from mmjax.cli.output import bytes_text, print_json, print_table
 from mmjax.core.errors import ExitCode
+from mmjax.core.folders import cache_path
 
 PACKAGES = {
     "jax": (0, 10, 1), "flax": (0, 12), "optax": (0, 2, 6), "orbax-checkpoint": (0, 12), "grain": (0, 2, 15),
@@ -152,7 +153,7 @@ def _write_speed(folder: pathlib.Path, size: int = 32 * 2**20) -> float:
 
 
 def _cache() -> Iterator[Finding]:
-    folder = pathlib.Path(os.environ.get("MMJAX_CACHE") or "~/.cache/mmjax").expanduser()
+    folder = cache_path()
     there = _existing(folder)
     found = f"{folder} ({bytes_text(shutil.disk_usage(there).free)} free)"
     advice = "set MMJAX_CACHE to a folder that you may write to"

@@ -67,7 +67,10 @@ def _dispatch(words: list[str]) -> int:
     if getattr(arguments, "devices", None):
         virtual_devices(arguments.devices)
     keep_pages()
-    return importlib.import_module(f"mmjax.cli.{command}").run(arguments) or int(ExitCode.DONE)
+    module = importlib.import_module(f"mmjax.cli.{command}")
+    if "jax" in sys.modules:  # a command that does without it need not wait for it
+        importlib.import_module("mmjax.core.compilation").keep_programs()
+    return module.run(arguments) or int(ExitCode.DONE)
 
 
 def overview() -> str:

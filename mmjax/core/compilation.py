@@ -7,10 +7,17 @@ out.
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
+import pathlib
+import platform
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+
+from mmjax.core.folders import cache_path
 
 Options = Mapping[str, Mapping[str, Any]]  # by platform
 
@@ -32,6 +39,26 @@ TOKENS: Options = {
 # The first state of the demo: 3.4 s instead of 6.8 s to compile, .05 s to run as before.
 ONCE: Options = {"cpu": {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}}
 """For programs that run once."""
+
+
+def keep_programs() -> None:
+    """Lets later commands find again what took more than a second to compile (the step of the demo: half a minute).
+
+    It is kept in the cache folder, apart for each kind of processor: one that lacks an instruction would end the
+    process. JAX_COMPILATION_CACHE_DIR names another folder, or none when it is empty. What cannot be read or written
+    is compiled anew, with a warning of JAX."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_path() / f"programs-{_processor()}"))
+
+
+def _processor() -> str:
+    """Some digits that differ between processors for which programs differ."""
+    told = platform.machine() + platform.processor()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*", cpuinfo.read_text(), re.MULTILINE)
+        told += "".join(sorted(set(lines)))
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
 def executable(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import string
 import subprocess
@@ -140,3 +141,14 @@ def test_a_bug_is_not_hidden(monkeypatch):
     monkeypatch.setattr(mmjax.cli.doctor, "run", lambda arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["doctor"])
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("command", ["train", "eval", "sample"])
+def test_commands_that_compute_keep_what_they_compile(command, tmp_path):
+    words = [command, "nowhere", *["words"] * (command == "sample")]
+    code = f"from mmjax.cli.main import main; main({words!r}); import jax; print(jax.config.jax_compilation_cache_dir)"
+    env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    env |= {"MMJAX_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith(str(tmp_path / "programs-")), done.stderr
