@@ -42,5 +42,5 @@ $(READY_PEERS): $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,peers]'
 	@touch $@
 
-clean:  ## removes the environment and every cache; runs/ stays
+clean:  ## removes the environment and every cache in this folder; runs/ stays
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,7 +1,7 @@
-"""From traced programs to executables, with the compiler options that pay on each platform.
+"""From traced programs to executables, with the compiler options that pay on each platform; kept for later commands.
 
-They change how fast a program is, not what it computes: one that another version of the compiler does not know is left
-out.
+Options change how fast a program is, not what it computes: one that another version of the compiler does not know is
+left out.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import functools
 import hashlib
 import os
 import pathlib
-import platform
 import re
 from collections.abc import Callable, Mapping
+from platform import machine, processor
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ ONCE: Options = {"cpu": {"xla_backend_optimization_level": 1, "xla_cpu_use_fusio
 def keep_programs() -> None:
     """Lets later commands find again what took more than a second to compile (the step of the demo: half a minute).
 
-    It is kept in the cache folder, apart for each kind of processor: one that lacks an instruction would end the
+    It is kept in the cache folder, apart for each kind of processor: on one that lacks an instruction it would end the
     process. JAX_COMPILATION_CACHE_DIR names another folder, or none when it is empty. What cannot be read or written
     is compiled anew, with a warning of JAX."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not jax.config.jax_compilation_cache_dir:
@@ -53,7 +53,7 @@ def keep_programs() -> None:
 
 def _processor() -> str:
     """Some digits that differ between processors for which programs differ."""
-    told = platform.machine() + platform.processor()
+    told = machine() + processor()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*", cpuinfo.read_text(), re.MULTILINE)
