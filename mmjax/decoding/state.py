@@ -25,7 +25,7 @@ from mmjax.core.pytrees import record
 from mmjax.core.tokens import Live, Places, Tokens
 from mmjax.nn.cache import CACHE, FRESH, LAID, MEMORY, opened, regrouped, written
 from mmjax.nn.stack import apart, at, placed, stacks_called, without
-from mmjax.ops.blocks import ROWS
+from mmjax.ops.few import FEW
 
 SMALLEST = 16  # tokens of the smallest bucket
 
@@ -91,39 +91,59 @@ def start(
     """Logits of what follows each prompt, and the state with `room` slots for more. slack: see `nn.cache.opened`.
     abreast: how many ids each row will go on with at every step, where there are many steps."""
     variables, on_cpu = {"params": params}, jax.default_backend() == "cpu"
-    lays = [LAID] if on_cpu and batch.rows * abreast in ROWS else []
     fused = model.apply(variables, batch, method="fuse")
     with stacks_called() as stacks:
-        logits, made = model.apply(variables, fused, method="prefill", mutable=[FRESH, MEMORY, *lays])
+        logits, made = model.apply(variables, fused, method="prefill", mutable=[FRESH, MEMORY])
     layers = {}
     if on_cpu:  # XLA:CPU copies a layer out of its stack: 3 times the bytes at every token
         for path in stacks:
             made = {kind: placed(tree, path, apart(at(tree, path))) for kind, tree in made.items()}
-            layers[path] = without(apart(at(params, path)), at(made.get(LAID, {}), path))
+            layers[path] = apart(at(params, path))
     length = fused.row.x.shape[1]
     slots = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, room)]), fused.row.places)
     last = jax.tree.map(lambda x: x[:, -1:], fused.row.places)
     last = last.replace(modality=jnp.full_like(last.modality, MODALITIES.index("text")))
     cache, kept = opened(made.get(FRESH, {}), length + room, slack), made.get(MEMORY, {})
     cursor = jnp.array(length, jnp.int32)
-    return logits, State(_folded(cache), kept, fused.memory, slots, last, cursor, layers, made.get(LAID, {}))
+    state = State(_folded(cache), kept, fused.memory, slots, last, cursor, layers, {})
+    return logits, _laid_out(model, params, state) if on_cpu and 1 <= batch.rows * abreast <= FEW else state
+
+
+def _laid_out(model: nn.Module, params: Any, state: State) -> State:
+    """The same state, whose steps read large matrices as a few rows like them."""
+    ids = jnp.zeros_like(state.last.position)
+    laid = _step(model, params, state, ids, _live(state, ids), LAID)[1]
+    layers = {path: without(made, at(laid, path)) for path, made in state.layers.items()}
+    return dataclasses.replace(state, layers=layers, laid=laid)
 
 
 def advance(model: nn.Module, params: Any, state: State, ids: Int[Array, "B n"]) -> tuple[Float[Array, "B n V"], State]:
     """Logits of what follows each of `ids`, which continue the rows, and the state after them."""
+    live = _live(state, ids)
+    logits, fresh = _step(model, params, state, ids, live, FRESH)
+    cache = _folded(written(_unfolded(state.cache), fresh, state.cursor))
+    last = state.last.replace(position=live.position[:, -1:], block=live.block[:, -1:])
+    cursor = state.cursor + ids.shape[1]
+    return logits, dataclasses.replace(state, cache=cache, slots=live.slots, last=last, cursor=cursor)
+
+
+def _step(model: nn.Module, params: Any, state: State, ids: Array, live: Live, writes: str) -> tuple[Array, Any]:
+    """Logits of what follows `ids`, and the collection that the model `writes` meanwhile."""
+    for path, layers in state.layers.items():
+        params = placed(params, path, layers)
+    variables = {"params": params, CACHE: _unfolded(state.cache), MEMORY: state.kept, LAID: state.laid}
+    logits, made = model.apply(variables, ids, live, state.memory, method="step", mutable=[writes])
+    return logits, made.get(writes, {})
+
+
+def _live(state: State, ids: Int[Array, "B n"]) -> Live:
+    """Places of `ids`, which continue the rows, and of all slots."""
     ahead = 1 + jnp.arange(ids.shape[1], dtype=jnp.int32)
     broad = jax.tree.map(lambda x: jnp.broadcast_to(x, ids.shape), state.last)
     now = broad.replace(position=broad.position + ahead, block=broad.block + ahead)
     put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, state.cursor, 1)  # noqa: E731
     slots = jax.tree.map(put, state.slots, now)
-    live = Live(now.valid, now.block, now.segment, now.position, now.modality, slots, state.cursor)
-    for path, layers in state.layers.items():
-        params = placed(params, path, layers)
-    variables = {"params": params, CACHE: _unfolded(state.cache), MEMORY: state.kept, LAID: state.laid}
-    logits, made = model.apply(variables, ids, live, state.memory, method="step", mutable=[FRESH])
-    cache = _folded(written(variables[CACHE], made.get(FRESH, {}), state.cursor))
-    last = jax.tree.map(lambda x: x[:, -1:], now)
-    return logits, dataclasses.replace(state, cache=cache, slots=slots, last=last, cursor=state.cursor + ids.shape[1])
+    return Live(now.valid, now.block, now.segment, now.position, now.modality, slots, state.cursor)
 
 
 def _folded(cache: Any) -> Any:

@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, Int
 from mmjax.core.batch import Text
 from mmjax.core.parameters import declare, slot
 from mmjax.core.tokens import Places
-from mmjax.nn.cache import laid, lay
 from mmjax.nn.linear import Normal
 from mmjax.nn.norms import RMSNorm
 from mmjax.ops.crossentropy import Auto, Execution, cross_entropy
 from mmjax.ops.divergence import divergence
-from mmjax.ops.vocabulary import FEW, Form, Words
+from mmjax.ops.few import FEW
+from mmjax.ops.vocabulary import Form, Words
 
 
 class Language(nn.Module):
@@ -83,12 +83,8 @@ class Language(nn.Module):
     def logits(self, x: Float[Array, "*b D"], table: Float[Array, "V D"] | None = None) -> Float[Array, "*b V"]:
         """float32 scores of every id after each place; -inf at the padding of the table."""
         words = self.words(x.shape[-1], table)
-        lay(self, "table", lambda: words.table.T)
-        if math.prod(x.shape[:-1]) <= FEW:
-            scores = self.form.scores_of_few(x, words, laid(self, "table"))
-        else:
-            scores = self.form.scores(x, words)
-        return jnp.where(jnp.arange(words.table.shape[0]) < self.vocab, scores, -jnp.inf)
+        scores = self.form.scores_of_few if math.prod(x.shape[:-1]) <= FEW else self.form.scores
+        return jnp.where(jnp.arange(words.table.shape[0]) < self.vocab, scores(x, words), -jnp.inf)
 
     def divergence(
         self,

@@ -8,12 +8,12 @@ Four Linen collections, and no bookkeeping inside of layers:
     "cache"    what they read: those of the tokens before, slot by slot; the places of the slots come with the `Live`
                places of a call and are held once for all layers
     "memory"   keys and values of the memory that cross-attention looks at: written once, then only read
-    "laid"     matrices as products with a few rows like them (`ops.blocks`): written once, then read instead
+    "laid"     matrices as products with a few rows like them (`ops.few`): written once, then read instead
 
-Prefill is a call with `mutable=["fresh", "memory"]`, and "laid" where it pays, from whose fresh keys `opened` makes the
-cache. Each step is a call with the cache and `mutable=["fresh"]`, after which `written` puts the fresh keys into it. So
-the cache does not pass through the scan over layers, which would copy it: T slots are written, in place where the step
-is in a loop.
+Prefill is a call with `mutable=["fresh", "memory"]`, from whose fresh keys `opened` makes the cache. Each step is a
+call with the cache and `mutable=["fresh"]`, after which `written` puts the fresh keys into it. So the cache does not
+pass through the scan over layers, which would copy it: T slots are written, in place where the step is in a loop. Where
+it pays, a step with `mutable=["laid"]` comes first, of which only the matrices are wanted: those that steps read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from mmjax.core.pytrees import record, static
 from mmjax.core.tokens import Live, Places
-from mmjax.ops.blocks import LARGE, Blocks
+from mmjax.ops.few import LARGE
 from mmjax.ops.target import target
 
 FRESH, CACHE, MEMORY, LAID = "fresh", "cache", "memory", "laid"
@@ -102,10 +102,10 @@ def remembered(layer: nn.Module) -> Kept | None:
 def lay(layer: nn.Module, name: str, matrix: Callable[[], Float[Array, "K N"]]) -> None:
     """Keeps a large matrix of `layer` for products with a few rows, where "laid" is mutable; only there is it made."""
     if layer.is_mutable_collection(LAID) and not layer.is_initializing() and (made := matrix()).size >= LARGE:
-        layer.put_variable(LAID, name, Blocks.of(made))
+        layer.put_variable(LAID, name, made.T)
 
 
-def laid(layer: nn.Module, name: str) -> Blocks | None:
+def laid(layer: nn.Module, name: str) -> Float[Array, "N K"] | None:
     """What `lay` kept in an earlier call, or None."""
     return None if layer.is_mutable_collection(LAID) else layer.get_variable(LAID, name)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from mmjax.core.errors import UserError
 from mmjax.core.parameters import declare
 from mmjax.nn.cache import laid, lay
+from mmjax.ops.few import times_few
 
 LETTERS = {
     "d": "width", "h": "heads", "g": "kv_heads", "k": "head_dim", "m": "mlp", "e": "embed", "v": "vocab", "p": "patch",
@@ -49,8 +50,8 @@ class Linear(nn.Module):
         # First in the order of the product itself: asked for another one at once, einsum swaps the two, and XLA:CPU
         # copies what does not lie as it likes at every call.
         plain = "".join(dict.fromkeys(letter for letter in inputs + kernel if letter in output))
-        blocks = laid(self, "kernel")
-        if blocks is None:
+        turned = laid(self, "kernel")
+        if turned is None:
             weight = declare(self, "kernel", Normal(self.gain * fan_in**-0.5), **self._dims(kernel, size))
             y = jnp.einsum(f"{inputs},{kernel}->{plain}", x, weight.astype(x.dtype))
             if kernel.startswith(summed) and not set(inputs) & set(kernel) & set(output):
@@ -58,7 +59,7 @@ class Linear(nn.Module):
         else:
             rows = "".join(letter for letter in inputs if letter not in summed)
             flat = jnp.einsum(f"{inputs}->{rows}{summed}", x).reshape(-1, fan_in)
-            y = blocks.times(flat).astype(x.dtype).reshape([size[letter] for letter in plain])
+            y = times_few(flat, turned).astype(x.dtype).reshape([size[letter] for letter in plain])
         y = y.transpose([plain.index(letter) for letter in output])
         if not self.bias:
             return y

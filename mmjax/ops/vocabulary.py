@@ -18,9 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 from mmjax.core.errors import UserError
 from mmjax.core.layout import axes_of
 from mmjax.core.pytrees import record
-from mmjax.ops.blocks import Blocks
+from mmjax.ops.few import times_few
 
-FEW = 64  # places up to which a product with the table first is quicker on XLA:CPU
 LANES = 128  # an accelerator's matrix unit pads the last dimension to a multiple of this
 FLOAT32 = {"preferred_element_type": jnp.float32}
 
@@ -57,13 +56,10 @@ class Form:
         """float32 scores of every entry; the product runs in the format of `x`."""
         return self._bent(jnp.einsum("...d,vd->...v", x, words.table.astype(x.dtype), **FLOAT32), words)
 
-    def scores_of_few(self, x: Float[Array, "*n D"], words: Words, blocks: Blocks | None) -> Float[Array, "*n V"]:
-        """The same, as is quickest for a few places on XLA:CPU: with the table first, or by `blocks` of it."""
-        if blocks is None:
-            z = jnp.moveaxis(jnp.einsum("vd,...d->v...", words.table.astype(x.dtype), x, **FLOAT32), 0, -1)
-        else:
-            z = blocks.times(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-        return self._bent(z, words)
+    def scores_of_few(self, x: Float[Array, "*n D"], words: Words) -> Float[Array, "*n V"]:
+        """The same, as is quickest for a few places (`ops.few`)."""
+        z = times_few(x.reshape(-1, x.shape[-1]), words.table.astype(x.dtype))
+        return self._bent(z.reshape(*x.shape[:-1], -1), words)
 
     def _bent(self, z: Float[Array, "*n V"], words: Words) -> Float[Array, "*n V"]:
         if words.bias is not None:

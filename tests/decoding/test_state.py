@@ -13,7 +13,7 @@ from mmjax.nn import cache
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block, Chain
 from mmjax.nn.stack import Stack, apart, at, placed, stacks_called
-from mmjax.ops.blocks import ROWS
+from mmjax.ops.few import FEW
 from tests.drawn import drawn
 from tests.models import seq2seq_toy
 from tests.rows import rows_of
@@ -60,7 +60,7 @@ def test_a_step_on_a_cpu_does_not_loop_over_stacked_layers(each):
     assert "stablehlo.while" not in step and "stablehlo.dot_general" in step
 
 
-def test_a_few_rows_on_a_cpu_read_large_matrices_in_blocks_and_nothing_else_of_them(each, monkeypatch):
+def test_a_few_rows_on_a_cpu_read_large_matrices_outputs_first_and_nothing_else_of_them(each, monkeypatch):
     monkeypatch.setattr(cache, "LARGE", 1)
     model, params = each
 
@@ -71,10 +71,20 @@ def test_a_few_rows_on_a_cpu_read_large_matrices_in_blocks_and_nothing_else_of_t
 
     kernels, laid = held(2, 1)
     assert "kernel" not in kernels and laid and "scale" in kernels
-    assert held(1, 4) == (kernels, True)
-    for rows, abreast in ((1, 1), (2, 0), (max(ROWS) + 1, 1)):
+    assert held(1, 4) == held(1, 1) == (kernels, True)
+    for rows, abreast in ((2, 0), (FEW + 1, 1)):
         kernels, laid = held(rows, abreast)
         assert "kernel" in kernels and not laid
+
+
+def test_matrices_that_steps_do_not_read_are_not_laid(monkeypatch):
+    """Keys and values of a memory are made once, in the prefill."""
+    monkeypatch.setattr(cache, "LARGE", 1)
+    model, params = seq2seq_toy.MODELS["whisper"], seq2seq_toy.parameters("whisper")
+    batch = asked(model, seq2seq_toy.fake("whisper"), 2)
+    state = jax.eval_shape(lambda p: start(model, p, batch, room=2, abreast=1), params)[1]
+    crossing = {name.split("/")[-2] for name in flatten_names(state.laid) if "cross" in name}
+    assert crossing == {"query", "out"}
 
 
 @pytest.mark.parametrize("name", ["whisper", "unified_io", "show_attend_tell", "coca"])
