@@ -23,7 +23,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.parameters import unbox
 from mmjax.core.pytrees import record
 from mmjax.core.tokens import Live, Places, Tokens
-from mmjax.nn.cache import CACHE, FRESH, LAID, MEMORY, opened, regrouped, written
+from mmjax.nn.cache import CACHE, FRESH, LAID, MEMORY, lays, opened, regrouped, written
 from mmjax.nn.stack import apart, at, placed, stacks_called, without
 from mmjax.ops.few import FEW
 
@@ -106,7 +106,8 @@ def start(
     cache, kept = opened(made.get(FRESH, {}), length + room, slack), made.get(MEMORY, {})
     cursor = jnp.array(length, jnp.int32)
     state = State(_folded(cache), kept, fused.memory, slots, last, cursor, layers, {})
-    return logits, _laid_out(model, params, state) if on_cpu and 1 <= batch.rows * abreast <= FEW else state
+    few = on_cpu and 1 <= batch.rows * abreast <= FEW and lays(params)
+    return logits, _laid_out(model, params, state) if few else state
 
 
 def _laid_out(model: nn.Module, params: Any, state: State) -> State:

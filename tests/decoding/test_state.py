@@ -13,7 +13,7 @@ from mmjax.nn import cache
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import Block, Chain
 from mmjax.nn.stack import Stack, apart, at, placed, stacks_called
-from mmjax.ops.few import FEW
+from mmjax.ops.few import FEW, LARGE
 from tests.drawn import drawn
 from tests.models import seq2seq_toy
 from tests.rows import rows_of
@@ -72,7 +72,8 @@ def test_a_few_rows_on_a_cpu_read_large_matrices_outputs_first_and_nothing_else_
     kernels, laid = held(2, 1)
     assert "kernel" not in kernels and laid and "scale" in kernels
     assert held(1, 4) == held(1, 1) == (kernels, True)
-    for rows, abreast in ((2, 0), (FEW + 1, 1)):
+    for rows, abreast, large in ((2, 0, 1), (FEW + 1, 1, 1), (2, 1, LARGE)):
+        monkeypatch.setattr(cache, "LARGE", large)
         kernels, laid = held(rows, abreast)
         assert "kernel" in kernels and not laid
 
