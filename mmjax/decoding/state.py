@@ -23,7 +23,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.parameters import unbox
 from mmjax.core.pytrees import record
 from mmjax.core.tokens import Live, Places, Tokens
-from mmjax.nn.cache import CACHE, FRESH, LAID, MEMORY, lays, opened, regrouped, written
+from mmjax.nn.cache import CACHE, FRESH, LAID, MEMORY, opened, regrouped, written
 from mmjax.nn.stack import apart, at, placed, stacks_called, without
 from mmjax.ops.few import FEW
 
@@ -106,35 +106,35 @@ def start(
     cache, kept = opened(made.get(FRESH, {}), length + room, slack), made.get(MEMORY, {})
     cursor = jnp.array(length, jnp.int32)
     state = State(_folded(cache), kept, fused.memory, slots, last, cursor, layers, {})
-    few = on_cpu and 1 <= batch.rows * abreast <= FEW and lays(params)
+    few = on_cpu and 1 <= batch.rows * abreast <= FEW
     return logits, _laid_out(model, params, state) if few else state
 
 
 def _laid_out(model: nn.Module, params: Any, state: State) -> State:
     """The same state, whose steps read large matrices as a few rows like them."""
     ids = jnp.zeros_like(state.last.position)
-    laid = _step(model, params, state, ids, _live(state, ids), LAID)[1]
+    _, laid, _ = _step(model, params, state, ids, LAID)
     layers = {path: without(made, at(laid, path)) for path, made in state.layers.items()}
     return dataclasses.replace(state, layers=layers, laid=laid)
 
 
 def advance(model: nn.Module, params: Any, state: State, ids: Int[Array, "B n"]) -> tuple[Float[Array, "B n V"], State]:
     """Logits of what follows each of `ids`, which continue the rows, and the state after them."""
-    live = _live(state, ids)
-    logits, fresh = _step(model, params, state, ids, live, FRESH)
+    logits, fresh, live = _step(model, params, state, ids, FRESH)
     cache = _folded(written(_unfolded(state.cache), fresh, state.cursor))
     last = state.last.replace(position=live.position[:, -1:], block=live.block[:, -1:])
     cursor = state.cursor + ids.shape[1]
     return logits, dataclasses.replace(state, cache=cache, slots=live.slots, last=last, cursor=cursor)
 
 
-def _step(model: nn.Module, params: Any, state: State, ids: Array, live: Live, writes: str) -> tuple[Array, Any]:
-    """Logits of what follows `ids`, and the collection that the model `writes` meanwhile."""
+def _step(model: nn.Module, params: Any, state: State, ids: Array, writes: str) -> tuple[Array, Any, Live]:
+    """Logits of what follows `ids`, the collection that the model `writes` meanwhile, and where the ids stand."""
+    live = _live(state, ids)
     for path, layers in state.layers.items():
         params = placed(params, path, layers)
     variables = {"params": params, CACHE: _unfolded(state.cache), MEMORY: state.kept, LAID: state.laid}
     logits, made = model.apply(variables, ids, live, state.memory, method="step", mutable=[writes])
-    return logits, made.get(writes, {})
+    return logits, made.get(writes, {}), live
 
 
 def _live(state: State, ids: Int[Array, "B n"]) -> Live:

@@ -99,11 +99,6 @@ def remembered(layer: nn.Module) -> Kept | None:
     return layer.get_variable(MEMORY, "kept") if layer.has_variable(MEMORY, "kept") else None
 
 
-def lays(params: Any) -> bool:
-    """Whether any of the parameters is large enough for `lay`."""
-    return any(x.size >= LARGE for x in jax.tree.leaves(params))
-
-
 def lay(layer: nn.Module, name: str, matrix: Callable[[], Float[Array, "K N"]]) -> None:
     """Keeps a large matrix of `layer` for products with a few rows, where "laid" is mutable; only there is it made."""
     if layer.is_mutable_collection(LAID) and not layer.is_initializing() and (made := matrix()).size >= LARGE:

@@ -17,6 +17,8 @@ from mmjax.ops.target import target
 FEW = 64  # how many rows this pays for
 LARGE = 2**16  # numbers of the smallest matrix it pays for
 
+_as_it_is = jax.lax.optimization_barrier
+
 
 def times_few(x: Float[Array, "R K"], matrix: Float[Array, "N K"]) -> Float[Array, "R N"]:
     """x @ matrix.T, in float32."""
@@ -26,6 +28,3 @@ def times_few(x: Float[Array, "R K"], matrix: Float[Array, "N K"]) -> Float[Arra
     whole = 1 << (rows - 1).bit_length()  # five rows take longer than eight
     columns = _as_it_is(jnp.pad(x, ((0, whole - rows), (0, 0))).T)
     return _as_it_is(jnp.matmul(matrix, columns, preferred_element_type=jnp.float32)).T[:rows]
-
-
-_as_it_is = jax.lax.optimization_barrier
