@@ -16,13 +16,14 @@ from data_pipelines.protocols import BadRecord, Feature, Record
 from data_pipelines.several import items_of, kind_of
 from data_pipelines.spans import MediaSpan, Sample, Span, TextSpan, lay_out, moved, needs
 from data_pipelines.templates import Said, Template
-from data_pipelines.tokenizers import MAX_BYTES, Tokenizer, mark_id, mark_names
+from data_pipelines.tokenizers import MAX_BYTES, Tokenizer, mark_id, mark_names, remembered
 from data_pipelines.truncation import DropOldest, Truncation
 from mmjax.core.batch import MEDIA, Batch, Text
 from mmjax.core.errors import UserError, unknown_name
 
 Array = np.ndarray
 Script = Callable[[Record], list[Said]]
+SHORT = 256  # characters: longer texts seldom come again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +224,14 @@ class ChatFeature:
             return (mark_id(self.tokenizer, content.name),)
         if len(content) > MAX_BYTES // 4 and len(content.encode("utf-8", "replace")) > MAX_BYTES:
             raise BadRecord("too_large", f"a text of {len(content)} characters: split those above {MAX_BYTES} bytes")
-        return self.tokenizer.encode(content)
+        if len(content) > SHORT:
+            return self.tokenizer.encode(content)
+        return remembered(self._memory, content, self.tokenizer.encode)
+
+    @functools.cached_property
+    def _memory(self) -> dict[str, Sequence[int]]:
+        """Short texts already cut up."""
+        return {}
 
     def _staying(self, spans: Sequence[Span]) -> Array | None:
         size = needs(spans, self.per_item)

@@ -13,7 +13,7 @@ import numpy as np
 from data_pipelines import images, native
 from data_pipelines.chunks import Chunk
 from data_pipelines.protocols import BadRecord
-from data_pipelines.tokenizers import Subwords, Tokenizer
+from data_pipelines.tokenizers import Subwords, Tokenizer, remembered
 from mmjax.core.batch import Batch, Images, Text
 from mmjax.core.errors import UserError, unknown_name
 
@@ -202,13 +202,7 @@ class TextFeature:
 
     def _encoded(self, text: str | None, chance: float) -> tuple[np.ndarray, int]:
         """(ids filled up to `length`, how many are real)."""
-        memory = self._memory
-        entry = memory.get(text)
-        if entry is None:
-            if len(memory) >= _MEMORY:
-                memory.clear()
-            entry = memory[text] = self._ways(text)
-        rows, limits = entry
+        rows, limits = remembered(self._memory, text, self._ways)
         return rows[min(bisect.bisect_right(limits, chance), len(rows) - 1)]
 
     def _ways(self, text: str | None) -> tuple[list[tuple[np.ndarray, int]], list[float]]:
@@ -228,11 +222,8 @@ class TextFeature:
 
     @functools.cached_property
     def _memory(self) -> dict[str | None, tuple[list[tuple[np.ndarray, int]], list[float]]]:
-        """Texts already cut up: captions come again in each epoch."""
+        """Texts already cut up."""
         return {}
-
-
-_MEMORY = 200_000  # texts
 
 
 @dataclasses.dataclass(frozen=True)

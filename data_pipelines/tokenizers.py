@@ -9,7 +9,7 @@ import importlib.metadata
 import io
 import pathlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -235,6 +235,19 @@ class Subwords:
         scores, ways = zip(*tokenizer.best(text, self.best), strict=True)
         chances = np.exp(self.alpha * (np.array(scores) - max(scores)))
         return list(ways), np.cumsum(chances / chances.sum())
+
+
+_MOST = 200_000  # texts
+
+
+def remembered(memory: dict[Any, Any], text: str | None, made: Callable[[Any], Any]) -> Any:
+    """`made(text)`, from `memory` where it is there: captions and questions come again in each epoch."""
+    found = memory.get(text)
+    if found is None:
+        if len(memory) >= _MOST:
+            memory.clear()
+        found = memory[text] = made(text)
+    return found
 
 
 def texts_of(source: Source, field: str) -> Iterator[str]:

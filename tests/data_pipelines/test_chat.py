@@ -357,6 +357,21 @@ def test_a_dialogue_is_shown_with_its_pictures_in_place():
     assert shown["dialogue"] == "S <media> 0y <media> 1y" and shown["image"].shape == (2, 2, 3)
 
 
+def test_short_texts_that_come_again_are_cut_up_once():
+    asked = []
+
+    class Listening(Bytes):
+        def encode(self, text):
+            asked.append(text)
+            return super().encode(text)
+
+    feature, long = ChatFeature(Listening(), document(), 2_000), "long " * 60
+    records = [{"document": text} for text in ("short", long, "short", "other", long)]
+    batch = batch_of(feature, *records)
+    assert asked == ["short", long, "other", long]
+    assert [read(batch.text, row) for row in range(3)] == [read(batch_of(feature, one).text) for one in records[:3]]
+
+
 def test_roles_of_ones_own():
     """A question read in both directions, an answer that weighs half, and a remark nobody learns."""
     roles = {"asks": Role(Bidirectional()), "says": Role(loss=0.5, closes=(Mark("end"),))}
