@@ -16,7 +16,7 @@ from data_pipelines.protocols import BadRecord, Feature, Record
 from data_pipelines.several import items_of, kind_of
 from data_pipelines.spans import MediaSpan, Sample, Span, TextSpan, lay_out, moved, needs
 from data_pipelines.templates import Said, Template
-from data_pipelines.tokenizers import MAX_BYTES, Tokenizer, mark_id, mark_names, remembered
+from data_pipelines.tokenizers import MAX_BYTES, Tokenizer, from_memory, mark_id, mark_names
 from data_pipelines.truncation import DropOldest, Truncation
 from mmjax.core.batch import MEDIA, Batch, Text
 from mmjax.core.errors import UserError, unknown_name
@@ -226,7 +226,7 @@ class ChatFeature:
             raise BadRecord("too_large", f"a text of {len(content)} characters: split those above {MAX_BYTES} bytes")
         if len(content) > SHORT:
             return self.tokenizer.encode(content)
-        return remembered(self._memory, content, self.tokenizer.encode)
+        return from_memory(self._memory, content, self.tokenizer.encode)
 
     @functools.cached_property
     def _memory(self) -> dict[str, Sequence[int]]:

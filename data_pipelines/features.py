@@ -13,7 +13,7 @@ import numpy as np
 from data_pipelines import images, native
 from data_pipelines.chunks import Chunk
 from data_pipelines.protocols import BadRecord
-from data_pipelines.tokenizers import Subwords, Tokenizer, remembered
+from data_pipelines.tokenizers import Subwords, Tokenizer, from_memory
 from mmjax.core.batch import Batch, Images, Text
 from mmjax.core.errors import UserError, unknown_name
 
@@ -202,7 +202,7 @@ class TextFeature:
 
     def _encoded(self, text: str | None, chance: float) -> tuple[np.ndarray, int]:
         """(ids filled up to `length`, how many are real)."""
-        rows, limits = remembered(self._memory, text, self._ways)
+        rows, limits = from_memory(self._memory, text, self._ways)
         return rows[min(bisect.bisect_right(limits, chance), len(rows) - 1)]
 
     def _ways(self, text: str | None) -> tuple[list[tuple[np.ndarray, int]], list[float]]:

@@ -240,8 +240,9 @@ class Subwords:
 _MOST = 200_000  # texts
 
 
-def remembered(memory: dict[Any, Any], text: str | None, made: Callable[[Any], Any]) -> Any:
-    """`made(text)`, from `memory` where it is there: captions and questions come again in each epoch."""
+def from_memory(memory: dict[Any, Any], text: str | None, made: Callable[[Any], Any]) -> Any:
+    """`made(text)`, from `memory` where it is there: captions and questions come again in each epoch. A dictionary that
+    the caller owns travels to worker processes with it; the caches of functools do not."""
     found = memory.get(text)
     if found is None:
         if len(memory) >= _MOST:
