@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import mmjax
 from mmjax.cli.arguments import COMMANDS, parser_of
-from mmjax.core.allocator import keep_pages
 from mmjax.core.errors import ExitCode, UserError, unknown_name
 
 GROUP = "mmjax.commands"
@@ -66,9 +65,9 @@ def _dispatch(words: list[str]) -> int:
     arguments = parser_of(command).read(rest)
     if getattr(arguments, "devices", None):
         virtual_devices(arguments.devices)
-    keep_pages()
     module = importlib.import_module(f"mmjax.cli.{command}")
     if "jax" in sys.modules:  # a command that does without it need not wait for it
+        importlib.import_module("mmjax.core.allocator").keep_pages()
         importlib.import_module("mmjax.core.compilation").keep_programs()
     return module.run(arguments) or int(ExitCode.DONE)
 

@@ -21,6 +21,22 @@ for _ in range(10):
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+STEP = """
+import os, resource, sys
+import jax, jax.numpy as jnp
+from mmjax.core.allocator import keep_pages
+if "keep" in sys.argv:
+    keep_pages()
+multiplied = jax.jit(lambda x: jnp.sort(jnp.sin(x) @ x))  # a scratch space of more than an arena's 64 MiB
+x = jnp.ones((4096, 4096))
+for _ in range(3):
+    multiplied(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    multiplied(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
 
 def faults(platforms: str) -> tuple[str, int]:
     """(whether memory was kept, page faults of ten blocks of 32 MiB) in a process of its own."""
@@ -35,6 +51,19 @@ def test_blocks_that_come_again_cost_no_page_faults_on_a_cpu():
     kept, count = faults("cpu")
     assert kept == "True"
     assert count < 100
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_the_scratch_space_of_a_program_is_kept_between_calls():
+    def count(*words: str) -> int:
+        environment = {"JAX_PLATFORMS": "cpu", "PATH": ""}
+        out = subprocess.run(
+            [sys.executable, "-c", STEP, *words], capture_output=True, text=True, env=environment, check=True
+        )
+        return int(out.stdout)
+
+    assert count() > 10_000
+    assert count("keep") < 100
 
 
 def test_nothing_changes_where_an_accelerator_computes():
