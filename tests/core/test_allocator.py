@@ -22,18 +22,18 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 STEP = """
-import os, resource, sys
+import resource, sys
 import jax, jax.numpy as jnp
 from mmjax.core.allocator import keep_pages
 if "keep" in sys.argv:
     keep_pages()
-multiplied = jax.jit(lambda x: jnp.sort(jnp.sin(x) @ x))  # a scratch space of more than an arena's 64 MiB
-x = jnp.ones((4096, 4096))
+product = jax.jit(lambda x: jnp.tanh(x @ x.T) @ x)  # x @ x.T is 138 MiB of scratch space
+x = jax.block_until_ready(jnp.ones((6016, 8)))
 for _ in range(3):
-    multiplied(x).block_until_ready()
+    product(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    multiplied(x).block_until_ready()
+for _ in range(10):
+    product(x).block_until_ready()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -62,8 +62,8 @@ def test_the_scratch_space_of_a_program_is_kept_between_calls():
         )
         return int(out.stdout)
 
-    assert count() > 10_000
-    assert count("keep") < 100
+    # A block may still be held when the next call asks for its own: then there are two, once and for all.
+    assert 4 * count("keep") < count()
 
 
 def test_nothing_changes_where_an_accelerator_computes():
