@@ -59,5 +59,6 @@ class Context:
         with self.layout.use(self.mesh), jax.transfer_guard("allow"):
             for batch in data.batches():
                 self.poll()
-                outputs = jax.device_get(self.forward(self.params, jax.device_put(batch, rows), names))
+                given = jax.block_until_ready(jax.device_put(batch, rows))  # for what `feeder` says of one CPU
+                outputs = jax.device_get(self.forward(self.params, given, names))
                 yield jax.tree.map(np.asarray, outputs), batch

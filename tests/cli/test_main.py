@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import random
 import string
 import subprocess
@@ -152,3 +153,13 @@ def test_commands_that_compute_keep_what_they_compile(command, tmp_path):
     env |= {"MMJAX_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith(str(tmp_path / "programs-")), done.stderr
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_a_command_that_computes_on_a_cpu_runs_programs_where_it_calls_them():
+    """So that their scratch space is kept (`mmjax.core.allocator`)."""
+    code = "from mmjax.cli.main import main; main(['train', 'nowhere']); import jax; print(jax.config.values)"
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert "'jax_cpu_enable_async_dispatch': False" in done.stdout, done.stderr

@@ -38,35 +38,28 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(platforms: str) -> tuple[str, int]:
-    """(whether memory was kept, page faults of ten blocks of 32 MiB) in a process of its own."""
+def told(platforms: str, code: str, *words: str) -> list[str]:
+    """What a process of its own prints."""
     environment = {"JAX_PLATFORMS": platforms, "PATH": ""}
-    out = subprocess.run([sys.executable, "-c", TOUCH], capture_output=True, text=True, env=environment, check=True)
-    kept, count = out.stdout.split()
-    return kept, int(count)
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.split()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_blocks_that_come_again_cost_no_page_faults_on_a_cpu():
-    kept, count = faults("cpu")
+    kept, count = told("cpu", TOUCH)
     assert kept == "True"
-    assert count < 100
+    assert int(count) < 100
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_the_scratch_space_of_a_program_is_kept_between_calls():
-    def count(*words: str) -> int:
-        environment = {"JAX_PLATFORMS": "cpu", "PATH": ""}
-        out = subprocess.run(
-            [sys.executable, "-c", STEP, *words], capture_output=True, text=True, env=environment, check=True
-        )
-        return int(out.stdout)
-
+    (kept,), (without,) = told("cpu", STEP, "keep"), told("cpu", STEP)
     # A block may still be held when the next call asks for its own: then there are two, once and for all.
-    assert 4 * count("keep") < count()
+    assert 4 * int(kept) < int(without)
 
 
 def test_nothing_changes_where_an_accelerator_computes():
-    kept, count = faults("tpu")
+    kept, count = told("tpu", TOUCH)
     assert kept == "False"
-    assert count > 100
+    assert int(count) > 100

@@ -25,7 +25,7 @@ from mmjax.training.checkpoints import Checkpoints, CheckpointStore
 from mmjax.training.experiment import every
 from mmjax.training.guard import Guard
 from mmjax.training.hooks import Hook, Profile
-from mmjax.training.loop import compile_steps, train
+from mmjax.training.loop import compile_steps, feeder, train
 from mmjax.training.optim import adamw, frozen
 from mmjax.training.schedules import Cosine
 from mmjax.training.session import Unsupervised
@@ -337,3 +337,10 @@ def test_evaluation_uses_the_average_where_there_is_one(tmp_path):
     found = json.loads((tmp_path / "evals" / "head" / "6.json").read_text())
     np.testing.assert_array_equal(np.float32(found["head"]), state.average["head"])
     assert not np.array_equal(state.average["head"], state.params["head"])
+
+
+def test_one_cpu_has_large_arrays_before_the_step_is_called_and_waits_for_no_small_one():
+    """A program whose arguments still arrive runs on another thread, and its scratch space is cleared each time."""
+    fed = feeder(Layout(), Layout().mesh(jax.devices()[:1]))({"large": np.ones((1, 50_000)), "small": np.ones((1, 2))})
+    assert isinstance(fed["large"], jax.Array) and fed["large"].is_ready()
+    assert isinstance(fed["small"], np.ndarray)
